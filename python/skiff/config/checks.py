@@ -1,0 +1,100 @@
+"""Checks between fields. Each sentence names both fields and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skiff.config.schema import Config
+
+
+def check(config: Config) -> list[str]:
+    """All faults of a config whose single fields are valid; empty when there are none."""
+    return [*_lengths(config), *_batches(config), *_hardware(config), *_times(config)]
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    rollout, agent, model = config.rollout, config.agent, config.model
+    whole = rollout.prompt_tokens + rollout.response_tokens
+    if whole > model.context_tokens:
+        yield (
+            f"rollout.prompt_tokens ({rollout.prompt_tokens}) + rollout.response_tokens "
+            f"({rollout.response_tokens}) = {whole} exceeds model.context_tokens "
+            f"({model.context_tokens}): lower one of the first two, or raise model.context_tokens"
+            " if the model allows it"
+        )
+    if agent.turn_tokens > rollout.response_tokens:
+        yield (
+            f"agent.turn_tokens ({agent.turn_tokens}) exceeds rollout.response_tokens "
+            f"({rollout.response_tokens}): one turn cannot be longer than all turns together;"
+            " lower agent.turn_tokens"
+        )
+
+
+def _batches(config: Config) -> Iterator[str]:
+    rollout, train, hardware = config.rollout, config.train, config.hardware
+    mini = train.mini_batch_prompts or rollout.prompts_per_step
+    if rollout.prompts_per_step % mini:
+        yield (
+            f"rollout.prompts_per_step ({rollout.prompts_per_step}) is not divisible by "
+            f"train.mini_batch_prompts ({mini}): choose a divisor"
+        )
+    ranks = hardware.nodes * hardware.gpus_per_node
+    mini_trajectories = mini * rollout.trajectories_per_prompt
+    if mini_trajectories % ranks:
+        yield (
+            f"train.mini_batch_prompts x rollout.trajectories_per_prompt ({mini} x "
+            f"{rollout.trajectories_per_prompt} = {mini_trajectories}) is not divisible by "
+            f"hardware.nodes x hardware.gpus_per_node ({ranks}): every rank needs an equal share;"
+            " change one of them"
+        )
+    elif (mini_trajectories // ranks) % hardware.micro_batch:
+        yield (
+            f"hardware.micro_batch ({hardware.micro_batch}) does not divide the "
+            f"{mini_trajectories // ranks} trajectories of a rank's mini batch: choose a divisor"
+        )
+    if train.algorithm == "grpo" and rollout.trajectories_per_prompt < 2:
+        yield (
+            "train.algorithm = 'grpo' needs rollout.trajectories_per_prompt >= 2 (the group is the"
+            " baseline): raise it, or use train.algorithm = 'ppo'"
+        )
+
+
+def _hardware(config: Config) -> Iterator[str]:
+    hardware = config.hardware
+    if hardware.gpus_per_node % hardware.tensor_parallel:
+        yield (
+            f"hardware.gpus_per_node ({hardware.gpus_per_node}) is not divisible by "
+            f"hardware.tensor_parallel ({hardware.tensor_parallel}): an engine must not span nodes"
+        )
+    if hardware.platform == "cpu" and hardware.dtype != "float32":
+        yield (
+            f"hardware.platform = 'cpu' with hardware.dtype = '{hardware.dtype}': gloo and the CPU"
+            " engine are exercised in float32 only; set hardware.dtype = 'float32'"
+        )
+    if hardware.platform == "cpu" and hardware.nodes > 1:
+        yield "hardware.platform = 'cpu' with hardware.nodes > 1: set hardware.nodes = 1"
+    if config.model.path == "warm-start" and config.warm_start is None:
+        yield (
+            "model.path = 'warm-start' but there is no [warm_start] section: add one, or name a"
+            " Hugging Face folder in model.path"
+        )
+
+
+def _times(config: Config) -> Iterator[str]:
+    agent, runtime = config.agent, config.runtime
+    if agent.trajectory_seconds > runtime.lifetime_seconds:
+        yield (
+            f"agent.trajectory_seconds ({agent.trajectory_seconds:g}) exceeds "
+            f"runtime.lifetime_seconds ({runtime.lifetime_seconds:g}): sandboxes would be reaped"
+            " under a running trajectory; raise the second"
+        )
+    if agent.command_seconds > agent.trajectory_seconds:
+        yield (
+            f"agent.command_seconds ({agent.command_seconds:g}) exceeds agent.trajectory_seconds "
+            f"({agent.trajectory_seconds:g}): lower the first"
+        )
+    if agent.command_seconds >= runtime.idle_seconds:
+        yield (
+            f"runtime.idle_seconds ({runtime.idle_seconds:g}) is not above agent.command_seconds "
+            f"({agent.command_seconds:g}): a sandbox would be reaped during a command; raise it"
+        )

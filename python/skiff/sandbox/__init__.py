@@ -1,0 +1,1 @@
+"""Client of the runtime server: start a sandbox, run commands, move files, keep it alive."""
