@@ -1,1 +1,1 @@
-"""."""
+"""Datasets -> `Task`: what the sandbox holds, what the agent is told, how its patch is graded."""
