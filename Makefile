@@ -1,0 +1,43 @@
+# `make` or `make help` lists the targets.
+PLATFORM ?= cpu
+PROFILE ?= profiles/demo.toml
+bin := .venv/bin
+shell_scripts = $(shell git ls-files -z | xargs -0 grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh' --)
+
+.DEFAULT_GOAL := help
+.PHONY: help install host demo test lint format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## make .venv from the lock (PLATFORM=cpu|cuda, PYTHON=/path/to/python3.12)
+	@tools/install $(PLATFORM)
+
+host: ## check podman and the other host programs; as root, install what is missing
+	@tools/host-programs
+
+demo: install host ## train a tiny coding agent in real sandboxes on this machine
+	@$(bin)/skiff run $(PROFILE)
+
+test: install host ## run the tests (real podman, real trainer; ARGS= goes to pytest)
+	@$(bin)/python -m pytest $(ARGS)
+
+lint: install ## ruff, mypy --strict, the rooms' import contract, shellcheck, the lock
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/lint-imports --no-cache
+	$(bin)/shellcheck $(shell_scripts)
+	$(bin)/python tools/check_lock.py
+
+format: install ## let ruff rewrite the sources
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+lock: ## resolve pyproject.toml into locks/ anew (UPGRADE=1: newest versions)
+	@tools/lock $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv, caches and build leftovers (runs/ is kept)
+	rm -rf .venv .venv-tools build dist python/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
