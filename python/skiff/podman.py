@@ -1,0 +1,301 @@
+"""Skiff's own podman: one private store and configuration per user, and the one seam where the
+podman program is started.
+
+The user's own containers, images and configuration files are never read or changed: storage,
+run folder and both configuration files lie below `podman_root()` and `podman_run_dir()`. Works
+rootless and as root; as root every container gets a user namespace of its own all the same.
+
+Not covered: the REST API (skiff.runtime), pulling from registries, repair of a damaged store.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skiff.errors import InfraError
+from skiff.files import write_atomic
+
+OCI_RUNTIMES = ("crun", "runc")
+NOT_FOUND = 127  # podman's exit status when the container's command does not exist
+NOFILE = (1024, 65536)
+NPROC = 32768  # podman lowers its own limit to pid_max, which is at least this
+_OPEN_MODE = 0o711  # mapped ids of a root-started container pass through, nobody can list
+ROOT_ID_MAP = (100_000, 65_536)  # host start and length, when root has no line in /etc/subuid
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What every container needs on this host to be startable at all.
+
+    rlimits  name -> (soft, hard), at or below our own hard limits: more takes CAP_SYS_RESOURCE
+    id_map   (host start, length) of the container's ids; None: podman's rootless mapping
+    """
+
+    rlimits: Mapping[str, tuple[int, int]]
+    id_map: tuple[int, int] | None
+
+    def arguments(self) -> list[str]:
+        """The same as arguments of `podman run`."""
+        limits = [f"--ulimit={name}={soft}:{hard}" for name, (soft, hard) in self.rlimits.items()]
+        if self.id_map is None:
+            return limits
+        start, length = self.id_map
+        return [*limits, f"--uidmap=0:{start}:{length}", f"--gidmap=0:{start}:{length}"]
+
+
+def podman_root() -> Path:
+    """The folder of the store: SKIFF_PODMAN_ROOT, else below the user's data folder.
+
+    It must be on a local disk; overlay mounts do not work on NFS or Lustre. Root's is below
+    /var/lib, since the mapped ids of a container cannot pass through a closed home folder.
+    """
+    if chosen := os.environ.get("SKIFF_PODMAN_ROOT"):
+        return Path(chosen).absolute()
+    if os.getuid() == 0:
+        return Path("/var/lib/skiff/podman")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "skiff" / "podman"
+
+
+def podman_run_dir() -> Path:
+    """The private folder of sockets, locks and mounts; made when absent.
+
+    Fixed for a store (podman records it in the store's database, so $TMPDIR, which differs from
+    job to job, will not do) and short (a socket path holds 107 bytes).
+    """
+    digest = hashlib.sha256(str(podman_root()).encode()).hexdigest()[:8]
+    path = Path("/tmp") / f"skiff-{os.getuid()}-{digest}"
+    path.mkdir(mode=_OPEN_MODE, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o066:
+        raise InfraError(
+            "is not a folder of yours that nobody else can list or change",
+            where=str(path),
+            remedy="remove it, or set SKIFF_PODMAN_ROOT to another folder",
+        )
+    return path
+
+
+@functools.cache
+def isolation() -> Isolation:
+    """Resource limits and id mapping that this user may set."""
+    nofile = _capped(resource.RLIMIT_NOFILE, NOFILE[1])
+    nproc = _capped(resource.RLIMIT_NPROC, NPROC)
+    return Isolation(
+        rlimits={"nofile": (min(NOFILE[0], nofile), nofile), "nproc": (nproc, nproc)},
+        id_map=_root_id_map() if os.getuid() == 0 else None,
+    )
+
+
+def podman_environment() -> dict[str, str]:
+    """The environment in which `podman` uses Skiff's store and configuration.
+
+    Writes the two configuration files when they differ. Raises InfraError when podman is missing
+    or no OCI runtime can start a container here; the probe runs once per process and store.
+    """
+    return dict(_environment(str(podman_root())))
+
+
+def run_podman(
+    arguments: Sequence[str], *, stdin: bytes | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `podman <arguments>` to its end, whatever its exit status. `timeout` in seconds.
+
+    Raises InfraError when it can't be started or outlives the timeout.
+    """
+    return _run(arguments, podman_environment(), stdin=stdin, timeout=timeout)
+
+
+def check_podman(
+    arguments: Sequence[str], *, stdin: bytes | None = None, timeout: float = 600
+) -> bytes:
+    """Run `podman <arguments>` and return its stdout; InfraError with its words when it fails."""
+    done = run_podman(arguments, stdin=stdin, timeout=timeout)
+    if done.returncode != 0:
+        raise InfraError(
+            f"exit {done.returncode}: {_words(done.stderr)}", where=f"podman {arguments[0]}"
+        )
+    return done.stdout
+
+
+def image_exists(name: str) -> bool:
+    """True when the store holds an image of this name or id."""
+    done = run_podman(["image", "exists", name], timeout=60)
+    if done.returncode not in (0, 1):
+        raise InfraError(_words(done.stderr), where=f"podman image exists {name}")
+    return done.returncode == 0
+
+
+def import_rootfs(tar: Path, name: str, *, changes: Sequence[str] = ()) -> None:
+    """Make the one-layer image `name` of a root file system in a tar file.
+
+    `changes` are Dockerfile instructions such as 'ENV A=b' or 'WORKDIR /testbed'.
+    """
+    options = [word for change in changes for word in ("--change", change)]
+    check_podman(["import", "--quiet", *options, str(tar), name], timeout=1800)
+
+
+def build(
+    context: Path, name: str, *, build_args: Mapping[str, str] | None = None, network: bool = False
+) -> None:
+    """Build `name` from the Dockerfile in the folder `context`; RUN has no network unless asked.
+
+    Base images must be in the store already: nothing is pulled.
+    """
+    options = [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
+    if not network:
+        options.append("--network=none")
+    check_podman(
+        ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)], timeout=3600
+    )
+
+
+def _run(
+    arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes | None, timeout: float
+) -> subprocess.CompletedProcess[bytes]:
+    where = f"podman {' '.join(arguments[:2])}"
+    try:
+        return subprocess.run(
+            ["podman", *arguments],
+            env=dict(environment),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise InfraError(
+            "podman is not installed", where=where, remedy="install podman (4.3 or newer) and runc"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise InfraError(f"no end after {timeout:g} s", where=where) from error
+
+
+@functools.cache
+def _environment(root: str) -> Mapping[str, str]:
+    run_dir = podman_run_dir()
+    folder = Path(root)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _check_passable(folder)
+    (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
+    environment = os.environ | {
+        "CONTAINERS_CONF": str(folder / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+        "XDG_RUNTIME_DIR": str(run_dir),
+    }
+    storage = (
+        "[storage]\n"
+        'driver = "overlay"\n'
+        f'graphroot = "{folder / "storage"}"\n'
+        f'rootless_storage_path = "{folder / "storage"}"\n'
+        # As an ordinary user podman ignores runroot and uses XDG_RUNTIME_DIR/containers.
+        f'runroot = "{run_dir / "containers"}"\n'
+    )
+    _write_changed(folder / "storage.conf", storage)
+    if not (folder / "containers.conf").exists():  # else it may be in use: no flip while probing
+        _write_changed(
+            folder / "containers.conf", _containers_conf(folder, run_dir, OCI_RUNTIMES[0])
+        )
+    oci_runtime = _working_oci_runtime(environment, run_dir)
+    _write_changed(folder / "containers.conf", _containers_conf(folder, run_dir, oci_runtime))
+    return environment
+
+
+def _check_passable(folder: Path) -> None:
+    """As root: every parent of the store must let the containers' mapped ids through."""
+    closed = [path for path in (folder, *folder.parents) if not path.stat().st_mode & stat.S_IXOTH]
+    if os.getuid() == 0 and closed:
+        raise InfraError(
+            "is closed to the mapped ids of the containers",
+            where=str(closed[-1]),
+            remedy=f"chmod o+x {closed[-1]}, or set SKIFF_PODMAN_ROOT to another folder",
+        )
+
+
+def _containers_conf(folder: Path, run_dir: Path, oci_runtime: str) -> str:
+    return (
+        "[containers]\n"
+        'log_driver = "none"\n'
+        "[engine]\n"
+        f'runtime = "{oci_runtime}"\n'
+        'cgroup_manager = "cgroupfs"\n'  # the systemd manager needs a user session
+        'events_logger = "none"\n'
+        f'tmp_dir = "{run_dir / "libpod"}"\n'
+        f'image_copy_tmp_dir = "{folder / "tmp"}"\n'
+    )
+
+
+def _working_oci_runtime(environment: Mapping[str, str], run_dir: Path) -> str:
+    """The first OCI runtime that gets as far as looking for a container's command.
+
+    An empty root file system is enough for that, so the probe needs no image.
+    """
+    refusals = []
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=run_dir) as empty:
+        for folder in (Path(empty), Path(empty) / "etc"):  # mount points are made by mapped ids
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o777)
+        probe = ["run", "--rm", "--network=none", *isolation().arguments()]
+        for name in OCI_RUNTIMES:
+            if shutil.which(name, path=environment.get("PATH")) is None:
+                refusals.append(f"{name}: not installed")
+                continue
+            done = _run(
+                ["--runtime", name, *probe, "--rootfs", empty, "/none"],
+                environment,
+                stdin=None,
+                timeout=60,
+            )
+            if done.returncode == NOT_FOUND:
+                return name
+            refusals.append(f"{name}: {_words(done.stderr)}")
+    raise InfraError(
+        "no OCI runtime can start a container: " + "; ".join(refusals),
+        where="podman",
+        remedy="install runc or crun; as an ordinary user also uidmap and a line of yours in "
+        "/etc/subuid and /etc/subgid",
+    )
+
+
+def _capped(limit: int, most: int) -> int:
+    hard = resource.getrlimit(limit)[1]
+    return most if hard == resource.RLIM_INFINITY else min(hard, most)
+
+
+def _root_id_map() -> tuple[int, int]:
+    """Root's line in /etc/subuid, when that range serves for groups too; else a common range."""
+    ranges = {_subordinate_ids(Path("/etc/subuid")), _subordinate_ids(Path("/etc/subgid"))}
+    if len(ranges) == 1 and (found := ranges.pop()) is not None:
+        return found
+    return ROOT_ID_MAP
+
+
+def _subordinate_ids(path: Path) -> tuple[int, int] | None:
+    if not path.exists():
+        return None
+    for line in path.read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name in ("root", "containers"):
+            start, _, length = numbers.partition(":")
+            return int(start), int(length)
+    return None
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        write_atomic(path, text)
+
+
+def _words(stderr: bytes) -> str:
+    return stderr.decode(errors="replace").strip().removeprefix("Error: ") or "no message"
