@@ -1,4 +1,4 @@
-"""`shell:train` and `shell:validation`: small repair tasks that a model of a million weights learns.
+"""`shell:train` and `shell:validation`: small repair tasks that a tiny model can learn.
 
 Each task is a folder with one fault and a `check.sh` whose output names the symptom. The eight
 kinds of fault share one prompt layout and one list of names, and every folder (file, other, word)

@@ -1,0 +1,1 @@
+"""Images of the sandboxes and of the packages that tasks are made from."""
