@@ -38,6 +38,7 @@ lock: ## resolve pyproject.toml into locks/ anew (UPGRADE=1: newest versions)
 	@tools/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## remove .venv, caches and build leftovers (runs/ is kept)
-	rm -rf .venv .venv-tools build dist python/*.egg-info
+	rm -rf .venv .venv-tools build dist
+	rm -rf python/*.egg-info tools/vllm-cpu-metadata/build tools/vllm-cpu-metadata/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
