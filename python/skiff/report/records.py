@@ -1,0 +1,168 @@
+"""`events.jsonl` as typed records, in the order in which they were written.
+
+Every field has a default, since a run may be half done, crashed, or written by another version; a
+line whose fields have the wrong type is counted in `Records.unreadable`, not guessed at. A step
+that was done twice (a resume from an older checkpoint) counts once, as done last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from skiff import events
+
+
+def numbers(value: Any) -> Any:
+    """Keep the finite numbers of a mapping. A list, as trainers log per micro-batch, becomes its
+    mean, and an empty one is left out: there is nothing to plot."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {}
+    for name, entry in value.items():
+        parts = entry if isinstance(entry, list) else [entry]
+        finite = [
+            float(part) for part in parts if isinstance(part, int | float) and math.isfinite(part)
+        ]
+        if finite:
+            kept[str(name)] = sum(finite) / len(finite)
+    return kept
+
+
+Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
+
+
+class Record(BaseModel):
+    """One event. `time` is UTC epoch seconds."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    time: float = 0.0
+
+
+class TrajectoryRecord(Record):
+    """One trajectory; `reward` None = masked, `file` relative to the run folder."""
+
+    step: int = 0
+    split: str = "train"
+    task: str = ""
+    source: str = ""
+    stop: str = "unknown"
+    reward: float | None = None
+    turns: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: Numbers = {}
+    file: str | None = None
+
+
+class StepRecord(Record):
+    """One training step: wall seconds by phase, `seconds["step"]` the whole, and its metrics."""
+
+    step: int
+    seconds: Numbers = {}
+    metrics: Numbers = {}
+
+
+class ValidationRecord(Record):
+    """One pass over the validation tasks; masked trajectories are not among `graded`."""
+
+    step: int
+    solved: float = 0
+    graded: int = 0
+    masked: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """Share solved of those graded; None when none was."""
+        return self.solved / self.graded if self.graded else None
+
+
+class PhaseRecord(Record):
+    """A part of the start-up or of the whole run that ended at `time` after `seconds`."""
+
+    name: str
+    seconds: float = 0.0
+
+
+class CheckpointRecord(Record):
+    step: int
+    path: str = ""
+
+
+class ErrorRecord(Record):
+    what: str = ""
+
+
+class FinishedRecord(Record):
+    exit_code: int = 0
+    reason: str = ""
+
+
+KINDS: dict[str, type[Record]] = {
+    "trajectory": TrajectoryRecord,
+    "step": StepRecord,
+    "validation": ValidationRecord,
+    "phase": PhaseRecord,
+    "checkpoint": CheckpointRecord,
+    "error": ErrorRecord,
+    "finished": FinishedRecord,
+}
+
+
+@dataclass(frozen=True)
+class Records:
+    """All events of one run. `steps` and `validations` are sorted and hold each step once."""
+
+    trajectories: list[TrajectoryRecord]
+    steps: list[StepRecord]
+    validations: list[ValidationRecord]
+    phases: list[PhaseRecord]
+    checkpoints: list[CheckpointRecord]
+    errors: list[ErrorRecord]
+    finished: FinishedRecord | None  # None while running, after a kill, and after a resume
+    first_time: float | None
+    last_time: float | None
+    unreadable: int
+
+
+def read_records(run_dir: Path) -> Records:
+    """Read `run_dir`/events.jsonl; a missing file gives empty records."""
+    parsed: list[Record] = []
+    unreadable = 0
+    for event in events.read(run_dir):
+        try:
+            parsed.append(KINDS.get(str(event.get("kind")), Record).model_validate(event))
+        except ValidationError:
+            unreadable += 1
+    times = [record.time for record in parsed if record.time]
+    last = parsed[-1] if parsed else None
+    return Records(
+        trajectories=only(TrajectoryRecord, parsed),
+        steps=last_of_each_step(only(StepRecord, parsed)),
+        validations=last_of_each_step(only(ValidationRecord, parsed)),
+        phases=only(PhaseRecord, parsed),
+        checkpoints=only(CheckpointRecord, parsed),
+        errors=only(ErrorRecord, parsed),
+        finished=last if isinstance(last, FinishedRecord) else None,
+        first_time=min(times, default=None),
+        last_time=max(times, default=None),
+        unreadable=unreadable,
+    )
+
+
+def only[R: Record](kind: type[R], records: list[Record]) -> list[R]:
+    """The records of one kind, in file order."""
+    return [record for record in records if isinstance(record, kind)]
+
+
+def last_of_each_step[S: (StepRecord, ValidationRecord)](records: list[S]) -> list[S]:
+    """Sorted by step; of a step that was done again after a resume, the last."""
+    by_step = {record.step: record for record in records}
+    return [by_step[step] for step in sorted(by_step)]
