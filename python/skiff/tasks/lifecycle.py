@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from shlex import quote
 from uuid import uuid4
 
-from skiff.config.schema import Config
 from skiff.errors import InfraError
 from skiff.sandbox.client import CommandResult, RuntimeClient, Sandbox, SandboxSpec
+from skiff.tasks.diffs import touched_paths
 from skiff.tasks.task import File, PassGrade, Task
 from skiff.tasks.verdict import judge
 
@@ -33,7 +33,6 @@ _NOT_APPLIED = 65
 _TEST_PATCH_NOT_APPLIED = 66
 _IDENTITY = "[user]\n\tname = agent\n\temail = agent@localhost\n[safe]\n\tdirectory = *\n"
 _NEVER_IN_A_PATCH = ("__pycache__/", "*.pyc", ".pytest_cache/")
-_TOUCHED = re.compile(rb"^(?:---|\+\+\+) [ab]/(.+?)\t?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,6 @@ class GradeResult:
     reward: float
     output: str
     detail: str
-
-
-def sandbox_spec(config: Config, task: Task) -> SandboxSpec:
-    """The sandbox that `task` runs in, with the profile's limits."""
-    return SandboxSpec.from_config(
-        config, image=task.image, workdir=task.workdir, env=dict(task.env)
-    )
 
 
 async def prepare(sandbox: Sandbox, task: Task, *, timeout: float) -> None:
@@ -159,12 +151,6 @@ def cut(text: str, limit: int = OUTPUT_CHARS) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-
-
-def touched_paths(patch: bytes) -> list[str]:
-    """The paths that a unified diff changes, adds or removes, in order, each once."""
-    found = (path.decode(errors="replace") for path in _TOUCHED.findall(patch))
-    return list(dict.fromkeys(found))
 
 
 def _enter(task: Task) -> list[str]:

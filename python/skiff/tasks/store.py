@@ -49,3 +49,22 @@ def _task(line: str, where: str) -> Task:
             where=where,
             remedy="build the file again with `skiff tasks build`",
         ) from error
+
+
+def synthetic_path(package: str, version: str) -> Path:
+    """Where the synthetic tasks of a package are kept."""
+    return skiff_home() / "tasks" / "synthetic" / f"{package}-{version}.jsonl"
+
+
+def newest_synthetic(name: str) -> Path:
+    """The file of `<package>` (the one built last) or of `<package>-<version>`."""
+    folder = synthetic_path("", "").parent
+    found = [folder / f"{name}.jsonl", *folder.glob(f"{name}-[0-9]*.jsonl")]
+    files = [path for path in found if path.exists()]
+    if not files:
+        raise TaskError(
+            f"no synthetic tasks of '{name}' below {folder}",
+            where=f"task spec 'synthetic:{name}'",
+            remedy=f"skiff tasks build synthetic {name}",
+        )
+    return max(files, key=lambda path: path.stat().st_mtime)
