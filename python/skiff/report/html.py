@@ -29,7 +29,6 @@ from skiff.report.transcript import StoredTrajectory, load_trajectory, turn_titl
 FILE = "report.html"
 MAX_COLUMNS = 60  # of a bar chart: more steps are grouped
 SMOOTH_FROM = 12  # steps from which a running mean is drawn
-WINDOW = 5  # steps of the running mean
 SHOWN_CHARS = 6000  # of one text of a sample
 
 # Fixed colours, so that two reports can be laid side by side.
@@ -279,13 +278,14 @@ def with_mean(name: str, points: Sequence[tuple[float, float]], *, colour: int) 
     """The points; when there are many, thin and with their running mean over them."""
     if len(points) < SMOOTH_FROM:
         return [svg.Line(name, points, colour=colour)]
+    window = max(5, len(points) // 20)
     mean = [
-        (x, fmean(y for _, y in points[max(0, index - WINDOW + 1) : index + 1]))
+        (x, fmean(y for _, y in points[max(0, index - window + 1) : index + 1]))
         for index, (x, _) in enumerate(points)
     ]
     return [
         svg.Line("each step", points, colour=colour, thin=True),
-        svg.Line(f"mean of the last {WINDOW}", mean, colour=colour),
+        svg.Line(f"mean of the last {window}", mean, colour=colour),
     ]
 
 

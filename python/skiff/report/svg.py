@@ -97,8 +97,9 @@ def line_chart(
                 f"{escape(y_format(y))}</title></circle>"
                 for x, y in line.points
             ]
-    names = [(line.name, line.colour) for line in lines]
-    return chart(body) + legend(names)
+    return chart(body) + legend(
+        [(line.name, f"c{line.colour} faint" if line.thin else f"c{line.colour}") for line in lines]
+    )
 
 
 def stacked_bars(
@@ -137,7 +138,7 @@ def stacked_bars(
         if index % labelled_every == 0:
             body.append(tick_label(x, column.label))
     body.append(axis_title(x_label))
-    return chart(body) + legend(list(used.items()))
+    return chart(body) + legend([(name, f"c{colour}") for name, colour in used.items()])
 
 
 def time_line(spans: Sequence[Span], *, x_format: Format) -> str:
@@ -176,13 +177,13 @@ class Axis:
         cls, low: float, high: float, start: float, end: float, *, whole: bool = False
     ) -> Axis:
         """`whole`: ticks are integers and the axis ends with the data (steps)."""
-        if high <= low:
-            margin = 1.0 if whole or low == 0 else abs(low) * 0.5
+        if high - low <= 1e-9 * max(abs(low), abs(high), 1e-200):  # flat, as far as can be drawn
+            margin = 1.0 if whole or low == 0 else 0.5 * abs(low)
             low, high = low - margin, high + margin
         step = round_step((high - low) / 5)
         step = max(1.0, math.floor(step)) if whole else step
         first, last = math.floor(low / step), math.ceil(high / step)
-        ticks = [round(step * index, 10) for index in range(first, last + 1)]
+        ticks = [step * index for index in range(first, last + 1)]
         if whole:
             return cls(low, high, start, end, tuple(t for t in ticks if low <= t <= high))
         return cls(ticks[0], ticks[-1], start, end, tuple(ticks))
@@ -232,11 +233,11 @@ def chart(body: Sequence[str], height: float = HEIGHT) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(body)}</svg>'
 
 
-def legend(names: Sequence[tuple[str, int]]) -> str:
-    """Needed as soon as there are two colours."""
-    if len(names) < 2:
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """(name, CSS class) of each colour; needed as soon as there are two."""
+    if len(entries) < 2:
         return ""
     items = "".join(
-        f'<span><i class="c{colour}"></i>{escape(name)}</span>' for name, colour in names
+        f'<span><i class="{style}"></i>{escape(name)}</span>' for name, style in entries
     )
     return f'<div class="legend">{items}</div>'

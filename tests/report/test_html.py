@@ -1,0 +1,109 @@
+import json
+import re
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from skiff.errors import SkiffError
+from skiff.report import write_report
+from skiff.report.html import grouped, samples, shorten, with_mean
+from skiff.report.summary import summarise
+
+
+def test_report_holds_the_figures(run_dir: Path) -> None:
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    page = path.read_text()
+    assert f"<title>small · Skiff {version('skiff')}</title>" in page
+    assert "20 % → 80 %" in page
+    assert "4× over 2 steps" in page
+    assert "GRPO · mini agent · tasks shell:train · seed 7" in page
+    assert "run.seed</span> = 7" in page
+    for title in ("Validation solve rate", "Reward", "Stop reasons", "Entropy of the policy"):
+        assert f"<h3>{title}</h3>" in page
+    assert "no data yet" not in page
+
+
+def test_report_is_self_contained(run_dir: Path) -> None:
+    page = write_report(run_dir).read_text()
+    assert not re.search(r"https?:|<script|<link|<img|<iframe|\bsrc=|@import|url\(", page)
+
+
+def test_text_of_agents_cannot_become_markup(run_dir: Path) -> None:
+    page = write_report(run_dir).read_text()
+    assert "&lt;b&gt;run.sh&lt;/b&gt;" in page
+    assert "<b>run.sh</b>" not in page
+
+
+def test_empty_run_folder(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text()
+    assert page.count("no data yet") == 6
+    assert "none stored" in page
+    assert "config.toml is missing" in page
+
+
+def test_empty_metric_lists_are_no_plot(tmp_path: Path, emit: Callable[..., None]) -> None:
+    """Regression: plotting an empty list of metrics must not fail."""
+    emit("step", 1, step=1, metrics={"entropy": [], "grad_norm": []}, seconds={})
+    page = write_report(tmp_path).read_text()
+    assert "Entropy of the policy" not in page
+
+
+def test_all_trajectories_masked(tmp_path: Path, emit: Callable[..., None]) -> None:
+    for index in range(4):
+        emit("trajectory", index + 1, step=1, stop="infra", reward=None)
+    page = write_report(tmp_path).read_text()
+    assert page.count("<h3>Reward</h3>") == 1
+    assert "infra" in page
+
+
+def test_report_replaces_the_one_before(run_dir: Path, emit: Callable[..., None]) -> None:
+    write_report(run_dir)
+    emit("error", 1060, what="engine gone")
+    assert "engine gone" in write_report(run_dir).read_text()
+    assert [path.name for path in run_dir.glob("*report*")] == ["report.html"]
+
+
+def test_samples_show_each_outcome_of_the_first_and_the_last_step(run_dir: Path) -> None:
+    chosen = [sample.reason for sample in samples(summarise(run_dir))]
+    assert chosen == [
+        "step 1, solved",
+        "step 1, not solved",
+        "step 2, solved",
+        "step 2, not solved",
+        "step 2, masked",
+    ]
+
+
+def test_deleted_trajectory_files_are_no_error(run_dir: Path) -> None:
+    for file in run_dir.glob("trajectories/*/*.json"):
+        file.unlink()
+    assert samples(summarise(run_dir)) == []
+
+
+def test_broken_trajectory_file_is_named(run_dir: Path) -> None:
+    broken = run_dir / "trajectories/step_000001/task-2.json"
+    broken.write_text(json.dumps({"turns": "none"}))
+    with pytest.raises(SkiffError, match=r"task-2\.json: is no stored trajectory: turns"):
+        write_report(run_dir)
+
+
+def test_many_steps_are_grouped_into_few_columns() -> None:
+    columns = grouped({step: {"gen": float(step)} for step in range(1, 601)})
+    assert len(columns) == 60
+    assert columns[0].label == "1–10"
+    assert columns[0].parts == {"gen": 5.5}
+
+
+def test_running_mean_keeps_the_points() -> None:
+    points = [(float(x), float(x % 2)) for x in range(20)]
+    each, mean = with_mean("reward", points, colour=0)
+    assert each.points == points
+    assert mean.points[0] == (0.0, 0.0)
+    assert mean.points[-1] == (19.0, pytest.approx(0.6))
+
+
+def test_long_text_is_cut_in_the_middle() -> None:
+    text = shorten("a" * 50 + "b" * 50, limit=20)
+    assert text == "a" * 10 + "\n… 80 characters left out …\n" + "b" * 10
