@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 from skiff.agents.episode import Episode
 from skiff.agents.scripted import ScriptedPolicy
 from skiff.agents.tokens import Limits, TokenBuffer
@@ -73,7 +72,7 @@ class Sandbox:
         command: str,
         *,
         timeout: float,
-        cwd: str | None = None,  # noqa: ASYNC109
+        cwd: str | None = None,
     ) -> CommandResult:
         answer = self.answers[min(len(self.commands), len(self.answers) - 1)]
         self.commands.append(command)

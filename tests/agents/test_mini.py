@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-
 from skiff.agents import mini
 from skiff.agents.prompts import MINI_CORRECTION, MINI_SYSTEM
 from skiff.agents.scripted import render_answers

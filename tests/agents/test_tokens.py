@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from skiff.agents.tokens import ContextFullError, Limits, TokenBuffer, clip
 from skiff.agents.trajectory import Generation
 from skiff.errors import InfraError, TaskError

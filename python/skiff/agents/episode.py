@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,17 +63,22 @@ class Episode:
         Raises ContextFullError when no token fits, InfraError when the engine failed in any way.
         """
         sampling = {**self.sampling, "max_tokens": self.buffer.room()}
-        before = self.trajectory.seconds.get("generate", 0.0)
-        with timed(self.trajectory, "generate"):
+        with timed(self.trajectory, "generate") as spent:
             generation = await self._ask(sampling)
         text: str = self.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
         self.buffer.generated(generation, text)
         self.trajectory.preempted += generation.preempted
-        seconds = self.trajectory.seconds["generate"] - before
         self.trajectory.turns.append(
-            Turn(text=text, tokens=len(generation.token_ids), seconds=seconds)
+            Turn(text=text, tokens=len(generation.token_ids), seconds=spent())
         )
         return text
+
+    @contextmanager
+    def tool(self) -> Iterator[Sandbox]:
+        """Lend the sandbox for one action of the last turn; its time counts as `tools`."""
+        with timed(self.trajectory, "tools") as spent:
+            yield self.sandbox
+        self.turn.seconds += spent()
 
     async def run(self, command: str) -> CommandResult:
         """Run a shell command of the agent in the task's folder, never beyond the deadline.
@@ -82,12 +87,8 @@ class Episode:
         """
         limit = self.task.command_seconds or self.agent.command_seconds
         left = max(1.0, self.deadline - asyncio.get_running_loop().time())
-        with timed(self.trajectory, "tools"):
-            result = await self.sandbox.run(
-                command, timeout=min(limit, left), cwd=self.task.workdir
-            )
-        self.turn.seconds += result.seconds
-        return result
+        with self.tool() as sandbox:
+            return await sandbox.run(command, timeout=min(limit, left), cwd=self.task.workdir)
 
     async def _ask(self, sampling: dict[str, Any]) -> Generation:
         try:
@@ -101,11 +102,14 @@ class Episode:
 
 
 @contextmanager
-def timed(trajectory: Trajectory, phase: str) -> Iterator[None]:
-    """Add the seconds of the block to `trajectory.seconds[phase]`, however the block ends."""
+def timed(trajectory: Trajectory, phase: str) -> Iterator[Callable[[], float]]:
+    """Add the seconds of the block to `trajectory.seconds[phase]`, however the block ends.
+
+    Yields a clock: the seconds since the block was entered.
+    """
     begun = time.monotonic()
     try:
-        yield
+        yield lambda: time.monotonic() - begun
     finally:
         spent = time.monotonic() - begun
         trajectory.seconds[phase] = trajectory.seconds.get(phase, 0.0) + spent

@@ -9,3 +9,8 @@ MINI_SYSTEM = (
 )
 
 MINI_CORRECTION = "Answer with exactly one ```bash block."
+
+OPENHANDS_SYSTEM = (
+    "You repair software in {workdir}. Look first, then change as little as possible, then check."
+    " Call finish when the repair is done."
+)
