@@ -45,6 +45,7 @@ def run_dir(tmp_path: Path, emit: Emit) -> Path:
                 split="train",
                 task=f"shell:task-{index}",
                 stop="infra" if reward is None else "finished",
+                detail="sandbox 3 is gone" if reward is None else "",
                 reward=reward,
                 response_tokens=40,
                 generated_tokens=25,

@@ -23,6 +23,7 @@ def test_table(run_dir: Path) -> None:
     assert "20 % (2 of 10, 95 % interval 5.7 % to 51 %)" in text
     assert "80 % (8 of 10, 95 % interval 49 % to 94 %), 4×" in text
     assert "8 (24 a minute)" in text
+    assert "1 × sandbox 3 is gone" in text
     assert "rollouts 50 %, actor update 40 %, other 10 %" in text
     assert "step 2: ckpt/global_step_2" in text
 

@@ -46,13 +46,14 @@ class Record(BaseModel):
 
 
 class TrajectoryRecord(Record):
-    """One trajectory; `reward` None = masked, `file` relative to the run folder."""
+    """One trajectory; `reward` None = masked (`detail` says why), `file` relative to the run folder."""
 
     step: int = 0
     split: str = "train"
     task: str = ""
     source: str = ""
     stop: str = "unknown"
+    detail: str = ""
     reward: float | None = None
     turns: int = 0
     prompt_tokens: int = 0

@@ -34,6 +34,7 @@ class Summary:
     after: ValidationRecord | None  # last validation, when it is not the first
     trajectories: int  # training only
     masked: int  # training only
+    masked_because: dict[str, int]  # training only, most frequent first
     trajectories_per_minute: float | None  # over the wall time of the steps
     generated_tokens_per_second: float | None  # over the time in which trajectories were made
     elapsed_seconds: float | None  # first event to last event
@@ -74,6 +75,9 @@ def summarise(run_dir: Path) -> Summary:
         after=records.validations[-1] if len(records.validations) > 1 else None,
         trajectories=len(training),
         masked=sum(record.reward is None for record in training),
+        masked_because=dict(
+            Counter(r.detail for r in training if r.reward is None and r.detail).most_common()
+        ),
         trajectories_per_minute=60 * len(training) / wall if wall else None,
         generated_tokens_per_second=generated / generating if generating else None,
         elapsed_seconds=elapsed(records),

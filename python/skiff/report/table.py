@@ -10,6 +10,7 @@ from skiff.report.summary import Summary
 from skiff.report.text import duration, number, percent, phase_name, solve_rate
 
 SHOWN_PHASES = 6
+SHOWN_FAILURES = 3
 
 
 def summary_table(summary: Summary) -> Table:
@@ -38,6 +39,8 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         speed = number(summary.trajectories_per_minute)
         found.append(("trajectories", f"{summary.trajectories:,} ({speed} a minute)"))
         found.append(("masked", f"{summary.masked} (infrastructure failures, never scored 0)"))
+        failures = list(summary.masked_because.items())[:SHOWN_FAILURES]
+        found += [("", f"{count} × {detail}") for detail, count in failures]
         found.append(("stop reasons", ", ".join(f"{k} {n:,}" for k, n in summary.stops.items())))
     if summary.generated_tokens_per_second is not None:
         speed = number(summary.generated_tokens_per_second)
