@@ -46,7 +46,7 @@ class Record(BaseModel):
 
 
 class TrajectoryRecord(Record):
-    """One trajectory; `reward` None = masked (`detail` says why), `file` relative to the run folder."""
+    """One trajectory. `reward` None = masked, `detail` says why; `file` is relative to the run."""
 
     step: int = 0
     split: str = "train"
