@@ -71,7 +71,7 @@ def test_host_programs_tells_the_administrators_command(bare_path: str, tmp_path
     copy.write_text(script.replace(searched, ""))
     result = run("bash", str(copy), PATH=bare_path)
     assert result.returncode == 1
-    assert "missing on this host: podman runc mmdebstrap uidmap git" in result.stderr
+    assert "missing on this host: podman runc mmdebstrap uidmap slirp4netns git" in result.stderr
     assert "apt-get install --no-install-recommends podman runc" in result.stderr
 
 
