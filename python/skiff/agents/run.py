@@ -18,8 +18,8 @@ from skiff.agents.tokens import ContextFullError, Limits, TokenBuffer
 from skiff.agents.trajectory import Policy, StopReason, Trajectory
 from skiff.config import Config
 from skiff.errors import SkiffError
-from skiff.sandbox.client import RuntimeClient
-from skiff.tasks.lifecycle import extract_patch, grade, prepare, sandbox_spec
+from skiff.sandbox.client import RuntimeClient, SandboxSpec
+from skiff.tasks.lifecycle import extract_patch, grade, prepare
 from skiff.tasks.task import Task
 
 Agent = Callable[[Episode], Awaitable[Stop]]
@@ -44,7 +44,7 @@ async def run_trajectory(
     """
     trajectory = Trajectory(task_id=task.id)
     buffer = TokenBuffer.create(tokenizer, model_type, Limits.from_config(config))
-    spec = sandbox_spec(config, task)
+    spec = SandboxSpec.from_config(config, image=task.image, workdir=task.workdir, env=task.env)
     deadline = asyncio.timeout(config.agent.trajectory_seconds)
     try:
         async with deadline:

@@ -49,8 +49,9 @@ class Session:
             if self._ended or self.failure:
                 work.close()
                 raise self.failure or SessionEndedError
-            self._call = asyncio.run_coroutine_threadsafe(self._keep_failure(work), self._loop)
-        return self._call.result()
+            call = asyncio.run_coroutine_threadsafe(self._keep_failure(work), self._loop)
+            self._call = call
+        return call.result()
 
     async def end(self) -> None:
         """Cancel the call in flight, wait until it is gone, and refuse further ones."""
