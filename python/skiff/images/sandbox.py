@@ -24,6 +24,7 @@ from skiff.tasks.store import skiff_home
 
 RECIPE = Path(__file__).parents[3] / "containers" / "sandbox" / "recipe.toml"
 LABEL = "skiff.recipe"
+PYTHON = "3.11"  # what the recipe's suite calls python3
 BUILD_SECONDS = 1800
 _CHANGES = (
     "ENV LANG=C.UTF-8",

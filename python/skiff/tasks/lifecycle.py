@@ -105,11 +105,16 @@ async def grade(
     (task.grade_seconds goes first): both are the agent's doing. Raises InfraError for a failure of
     the sandbox, the set-up or the task's own test_patch.
     """
-    async with client.sandbox(replace(spec, session_id=uuid4().hex)) as sandbox:
+    async with client.sandbox(fresh(spec)) as sandbox:
         applied = await _apply(sandbox, task, patch, timeout)
         if not applied:
             return GradeResult(0.0, "", "the patch does not apply")
         return await _run_tests(sandbox, task, task.grade_seconds or timeout)
+
+
+def fresh(spec: SandboxSpec) -> SandboxSpec:
+    """The same, but for another sandbox."""
+    return replace(spec, session_id=uuid4().hex)
 
 
 async def _apply(sandbox: Sandbox, task: Task, patch: bytes, timeout: float) -> bool:

@@ -64,7 +64,8 @@ class _Source:
         return cls(raw, tuple(starts))
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
-        assert node.end_lineno is not None and node.end_col_offset is not None  # from ast.parse
+        assert node.end_lineno is not None  # ast.parse sets both
+        assert node.end_col_offset is not None
         start = self.lines[node.lineno - 1] + node.col_offset
         return start, self.lines[node.end_lineno - 1] + node.end_col_offset
 
@@ -82,7 +83,7 @@ class _Source:
 
 
 def mutants(source: str) -> list[Mutant]:
-    """All mutants of a module in the order of the text. Raises SyntaxError for what is no Python."""
+    """All mutants of a module, in the order of the text. Raises SyntaxError."""
     text = _Source.of(source)
     return [
         Mutant(name, node.lineno, operator, edit)
