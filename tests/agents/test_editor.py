@@ -120,6 +120,11 @@ async def test_create_ends_the_file_with_a_newline(editor: Editor, tmp_path: Pat
     assert content(tmp_path / "new") == "a\nb\n"
 
 
+async def test_create_makes_the_folders(editor: Editor, tmp_path: Path) -> None:
+    await done(editor, "create", tmp_path / "x/y/new", file_text="a")
+    assert content(tmp_path / "x/y/new") == "a\n"
+
+
 async def test_create_does_not_overwrite(editor: Editor, file: Path) -> None:
     before = content(file)
     assert "exists already" in await refused(editor, "create", file, file_text="new")
@@ -185,6 +190,9 @@ async def test_undo_goes_back_step_by_step(editor: Editor, file: Path) -> None:
 async def test_mistakes_are_told(editor: Editor, tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert "does not exist" in await refused(editor, "view", tmp_path / "absent")
+    assert "is not a file" in await refused(editor, "str_replace", tmp_path, old_str="a")
+    below = tmp_path / "binary/below"
+    assert "cannot create" in await refused(editor, "create", below, file_text="a")
     assert "not a text file" in await refused(editor, "view", tmp_path / "binary")
     assert "did you mean /work/a.txt" in await refused(editor, "view", "a.txt")
     assert "file_text is missing" in await refused(editor, "create", tmp_path / "new")

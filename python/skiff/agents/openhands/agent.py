@@ -41,8 +41,8 @@ async def run(episode: Episode) -> Stop:
             await session.end()
             await asyncio.wait([conversation])
             error = conversation.exception()
-        if session.failure or error:
-            raise session.failure or error
+        if failure := session.failure or error:
+            raise failure
         return conversation.result()
 
 

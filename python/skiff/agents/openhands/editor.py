@@ -11,7 +11,7 @@ from shlex import quote
 
 from skiff.agents.episode import Episode
 from skiff.agents.tokens import clip
-from skiff.sandbox.client import Sandbox
+from skiff.sandbox.client import CommandResult, Sandbox
 
 CONTEXT_LINES = 4  # shown around an edit
 
@@ -67,23 +67,29 @@ class Editor:
         listing = await self._shell(
             sandbox, f"[ -d {path} ] && find {path} -maxdepth 2 ! -path {hidden} | sort"
         )
-        if listing is not None:
-            return listing.rstrip()
-        lines = (await _read(sandbox, edit.path)).splitlines()
+        if listing.exit_code == 0:
+            return listing.text.rstrip()
+        lines = (await self._read(sandbox, edit.path)).splitlines()
         first, last = _range(edit.view_range, len(lines))
         return _number(lines, first, last)
 
     async def _create(self, sandbox: Sandbox, edit: Edit) -> str:
         text = _need(edit.file_text, "file_text")
-        if await self._shell(sandbox, f"[ -e {quote(edit.path)} ]") is not None:
-            raise EditError(f"{edit.path} exists already; use str_replace or insert")
+        path = quote(edit.path)
+        made = await self._shell(
+            sandbox,
+            f'[ ! -e {path} ] || {{ echo "it exists already; use str_replace or insert"; exit 1; }}'
+            f'; mkdir -p "$(dirname {path})" && : > {path}',
+        )
+        if made.exit_code != 0:
+            raise EditError(f"cannot create {edit.path}: {made.text.strip()}")
         # The SDK strips parameters, and with it the newline that ends a text file.
         await sandbox.write(edit.path, f"{text.rstrip('\n')}\n".encode())
         return f"{edit.path} created"
 
     async def _replace(self, sandbox: Sandbox, edit: Edit) -> str:
         old, new = _need(edit.old_str, "old_str"), edit.new_str or ""
-        text = await _read(sandbox, edit.path)
+        text = await self._read(sandbox, edit.path)
         count = text.count(old)
         if count != 1:
             raise EditError(f"old_str occurs {count} times in {edit.path}; it must occur once")
@@ -92,7 +98,7 @@ class Editor:
 
     async def _insert(self, sandbox: Sandbox, edit: Edit) -> str:
         new, line = _need(edit.new_str, "new_str"), edit.insert_line
-        text = await _read(sandbox, edit.path)
+        text = await self._read(sandbox, edit.path)
         lines = text.splitlines(keepends=True)
         if line is None or not 0 <= line <= len(lines):
             raise EditError(f"insert_line must be from 0 to {len(lines)}")
@@ -118,24 +124,23 @@ class Editor:
         last = min(len(lines), line + 1 + CONTEXT_LINES)
         return f"{path} edited:\n{_number(lines, first, last)}"
 
+    async def _read(self, sandbox: Sandbox, path: str) -> str:
+        if (await self._shell(sandbox, f"[ -f {quote(path)} ]")).exit_code != 0:
+            raise EditError(f"{path} does not exist or is not a file")
+        try:
+            return (await sandbox.read(path)).decode()
+        except UnicodeDecodeError:
+            raise EditError(f"{path} is not a text file") from None
+
     async def _write(self, sandbox: Sandbox, path: str, text: str) -> None:
         """Replace the content and keep the mode."""
-        mode = await self._shell(sandbox, f"stat -c %a {quote(path)}")
-        await sandbox.write(path, text.encode(), mode=int(mode or "644", 8))
+        mode = await self._shell(sandbox, f": >> {quote(path)} && stat -c %a {quote(path)}")
+        if mode.exit_code != 0:
+            raise EditError(f"cannot write {path}: {mode.text.strip()}")
+        await sandbox.write(path, text.encode(), mode=int(mode.text, 8))
 
-    async def _shell(self, sandbox: Sandbox, command: str) -> str | None:
-        """The output of a command of ours; None when it fails."""
-        result = await sandbox.run(command, timeout=self._episode.agent.command_seconds)
-        return result.text if result.exit_code == 0 else None
-
-
-async def _read(sandbox: Sandbox, path: str) -> str:
-    try:
-        return (await sandbox.read(path)).decode()
-    except FileNotFoundError:
-        raise EditError(f"{path} does not exist") from None
-    except UnicodeDecodeError:
-        raise EditError(f"{path} is not a text file") from None
+    async def _shell(self, sandbox: Sandbox, command: str) -> CommandResult:
+        return await sandbox.run(command, timeout=self._episode.agent.command_seconds)
 
 
 def _need(value: str | None, name: str) -> str:
