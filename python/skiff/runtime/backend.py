@@ -1,0 +1,99 @@
+"""What the server needs from a container engine.
+
+Every method raises InfraError, with the engine's own words, when the engine or the container fails;
+a command that merely fails is a `CommandOutput`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one sandbox. `output_bytes` is per command and stream."""
+
+    memory_mib: int
+    cpus: float
+    pids: int
+    disk_mib: int
+    output_bytes: int
+    network: bool
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """One container to start. `name` is unique on the host."""
+
+    name: str
+    image: str
+    environment: Mapping[str, str]
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class CommandOutput:
+    """How a command ended.
+
+    exit_code  None: it was ended by its timeout or by `stop`
+    truncated  bytes were left out of the middle of stdout or stderr, where a marker stands
+    seconds    wall time in the sandbox
+    """
+
+    exit_code: int | None
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool
+    truncated: bool
+    seconds: float
+
+
+class ImageNotFoundError(Exception):
+    """The engine's store has no image of that name."""
+
+
+class Container(Protocol):
+    """One running container. Commands and file transfers run one at a time, in order of arrival."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the container is of no use any more; None while it serves."""
+        ...
+
+    async def run(
+        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
+    ) -> CommandOutput:
+        """Run `command` in a fresh shell; its process group is ended after `timeout` seconds or
+        when `stop` is set (SIGTERM, one second later SIGKILL)."""
+        ...
+
+    async def read(self, path: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError, or OSError with the reason."""
+        ...
+
+    async def write(self, path: str, data: bytes, mode: int) -> None:
+        """Write a file and make its parent folders. Raises OSError with the reason."""
+        ...
+
+    async def remove(self) -> None:
+        """Kill and remove the container; calls in flight end with InfraError."""
+        ...
+
+
+class Backend(Protocol):
+    """A container engine, bound to one server id."""
+
+    async def open(self) -> None:
+        """Begin service and remove what an earlier server of the same id has left behind."""
+        ...
+
+    async def start(self, request: ContainerRequest) -> Container:
+        """Start a container and wait until it answers. Raises ImageNotFoundError."""
+        ...
+
+    async def close(self) -> None:
+        """Remove every container of this server and end the engine's service."""
+        ...

@@ -1,0 +1,220 @@
+"""Containers by podman: what is created, with which rights and limits, and how it ends.
+
+A sandbox has no mounts of the host, no network unless asked, a user namespace of its own, the few
+capabilities that package managers need, and no way to gain more. Memory, CPUs and processes are
+bounded by cgroups where this user may set them; see `watchdog` for the rest. RLIMIT_NPROC (counted
+per user namespace) and RLIMIT_FSIZE hold everywhere.
+
+Not covered: CPU limits without cgroups; pulling images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import quote
+
+from skiff.errors import InfraError
+from skiff.podman import isolation
+from skiff.runtime.backend import CommandOutput, ContainerRequest, ImageNotFoundError, Limits
+from skiff.runtime.podman_service import PodmanService, podman_words
+from skiff.runtime.session import Session
+from skiff.runtime.shell import SPARE_PIDS
+
+LABEL = "skiff.server"
+CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETUID",
+    "SYS_CHROOT",
+)
+CPU_PERIOD = 100_000  # microseconds
+REMOVE_ATTEMPTS = 5
+
+
+class PodmanContainer:
+    """A `backend.Container`."""
+
+    def __init__(self, service: PodmanService, container_id: str, limits: Limits) -> None:
+        self.id = container_id
+        self._service = service
+        self._limits = limits
+        self._session: Session | None = None
+
+    async def open(self) -> None:
+        """Attach to the running container and wait for its first process."""
+        stream = await self._service.attach(self.id)
+        self._session = Session(
+            stream,
+            signal=self._signal,
+            obituary=self._obituary,
+            output_bytes=self._limits.output_bytes,
+            processes=self._limits.pids,
+        )
+        await self._session.open()
+
+    @property
+    def session(self) -> Session:
+        """The conversation; only after `open`."""
+        if self._session is None:
+            raise InfraError("was never attached", where=f"container {self.id[:12]}")
+        return self._session
+
+    @property
+    def failure(self) -> str | None:
+        return self.session.failure
+
+    async def run(
+        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
+    ) -> CommandOutput:
+        return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
+
+    async def read(self, path: str) -> bytes:
+        return await self.session.read(path)
+
+    async def write(self, path: str, data: bytes, mode: int) -> None:
+        await self.session.write(path, data, mode)
+
+    async def remove(self) -> None:
+        if self._session is not None:
+            self._session.fail("it was stopped")
+        # The container first: closing its stdin would make it end by itself at the same moment.
+        await remove_container(self._service, self.id)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _signal(self, name: str) -> None:
+        await self._service.call("POST", f"/containers/{self.id}/kill", params={"signal": name})
+
+    async def _obituary(self) -> str:
+        """Why the attach stream has ended."""
+        answer = await self._service.request("GET", f"/containers/{self.id}/json")
+        if answer.status_code == 404:
+            return "the container was removed from outside"
+        if answer.is_error:
+            return f"the container is lost: {podman_words(answer)}"
+        state = answer.json()["State"]
+        if state.get("Running"):
+            return "podman has closed the stream of the container"
+        memory = ", out of memory" if state.get("OOMKilled") else ""
+        return f"the container has ended (exit status {state.get('ExitCode')}{memory})"
+
+
+class PodmanBackend:
+    """A `backend.Backend`. `server_id` labels the containers, so that only ours are swept."""
+
+    def __init__(self, server_id: str) -> None:
+        self._server_id = server_id
+        self._service = PodmanService()
+        self._controllers: frozenset[str] = frozenset()
+
+    async def open(self) -> None:
+        await self._service.open()
+        info = await self._service.call("GET", "/info")
+        self._controllers = frozenset(info["host"].get("cgroupControllers") or ())
+        await self._sweep()
+
+    async def start(self, request: ContainerRequest) -> PodmanContainer:
+        answer = await self._service.request("POST", "/containers/create", json=self._spec(request))
+        if answer.is_error:
+            image = quote(request.image, safe="")
+            if (await self._service.request("GET", f"/images/{image}/exists")).status_code == 404:
+                raise ImageNotFoundError(request.image)
+            raise InfraError(podman_words(answer), where=f"podman create {request.image}")
+        container = PodmanContainer(self._service, answer.json()["Id"], request.limits)
+        try:
+            await self._service.call("POST", f"/containers/{container.id}/start")
+            await container.open()
+        except BaseException:
+            await asyncio.shield(container.remove())
+            raise
+        return container
+
+    async def close(self) -> None:
+        try:
+            await self._sweep()
+        finally:
+            await self._service.close()
+
+    async def _sweep(self) -> None:
+        filters = f'{{"label":["{LABEL}={self._server_id}"]}}'
+        found = await self._service.call(
+            "GET", "/containers/json", params={"all": "true", "filters": filters}
+        )
+        for container in found or ():
+            await remove_container(self._service, container["Id"])
+
+    def _spec(self, request: ContainerRequest) -> dict[str, Any]:
+        """The create call's body (podman's SpecGenerator)."""
+        limits = request.limits
+        rlimits = dict(isolation().rlimits) | {
+            "nproc": (limits.pids + SPARE_PIDS,) * 2,
+            "fsize": (limits.disk_mib << 20,) * 2,
+        }
+        spec: dict[str, Any] = {
+            "name": request.name,
+            "image": request.image,
+            "entrypoint": ["sh"],
+            "command": [],
+            "stdin": True,
+            "work_dir": "/",
+            "env": dict(request.environment),
+            "labels": {LABEL: self._server_id},
+            "netns": {"nsmode": self._network() if limits.network else "none"},
+            "cap_drop": ["all"],
+            "cap_add": list(CAPABILITIES),
+            "no_new_privileges": True,
+            "image_volume_mode": "anonymous",
+            "log_configuration": {"driver": "none"},
+            "sdnotifyMode": "ignore",
+            "systemd": "false",
+            "r_limits": [
+                {"type": name, "soft": soft, "hard": hard} for name, (soft, hard) in rlimits.items()
+            ],
+            "resource_limits": self._cgroup_limits(request),
+            "userns": {"nsmode": "private"},
+            "idmappings": self._id_mappings(),
+        }
+        return spec
+
+    def _network(self) -> str:
+        return "slirp4netns"
+
+    def _id_mappings(self) -> dict[str, Any]:
+        start, size = isolation().id_map or (0, 65536)
+        mapping = [{"container_id": 0, "host_id": start, "size": size}]
+        return {"UIDMap": mapping, "GIDMap": mapping}
+
+    def _cgroup_limits(self, request: ContainerRequest) -> dict[str, Any]:
+        limits = request.limits
+        found: dict[str, Any] = {}
+        if "memory" in self._controllers:
+            found["memory"] = {"limit": limits.memory_mib << 20, "swap": limits.memory_mib << 20}
+        if "pids" in self._controllers:
+            found["pids"] = {"limit": limits.pids + SPARE_PIDS}
+        if "cpu" in self._controllers:
+            found["cpu"] = {"quota": int(limits.cpus * CPU_PERIOD), "period": CPU_PERIOD}
+        return found
+
+
+async def remove_container(service: PodmanService, container_id: str) -> None:
+    """Kill and remove a container with its anonymous volumes; one that is gone is no error.
+
+    podman refuses while the container is ending by itself, so a refusal is tried again.
+    """
+    for attempt in range(REMOVE_ATTEMPTS):
+        answer = await service.request(
+            "DELETE",
+            f"/containers/{container_id}",
+            params={"force": "true", "timeout": "0", "v": "true", "ignore": "true"},
+        )
+        if answer.is_success or answer.status_code == 404:
+            return
+        await asyncio.sleep(0.1 * attempt)
+    raise InfraError(podman_words(answer), where=f"podman rm {container_id[:12]}")

@@ -1,0 +1,165 @@
+"""The runtime server process: opens the ports, publishes where it is, runs until SIGTERM.
+
+`main` is what `entrypoints/runtime` calls. Its state (the server id that labels its containers)
+lies beside the configuration file, so that a restarted server finds what a killed one left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from skiff.config import Config, load_run_config
+from skiff.errors import ConfigError, InfraError
+from skiff.files import write_atomic
+from skiff.runtime.control_api import control_app
+from skiff.runtime.listeners import Listeners, listen
+from skiff.runtime.podman_backend import PodmanBackend
+from skiff.runtime.sandbox_api import sandbox_app
+from skiff.runtime.sandboxes import Sandboxes
+
+STATE_FOLDER = "runtime"
+KEEP_ALIVE_SECONDS = 75  # longer than the client's, or a call could meet a closing connection
+SHUTDOWN_SECONDS = 5
+
+log = logging.getLogger("skiff.runtime")
+
+
+def main(config_file: Path, rendezvous: Path, key_file: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SkiffError when the server can't come up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    config = load_run_config(config_file)
+    key = read_or_make_key(key_file)
+    state = config_file.absolute().parent / STATE_FOLDER
+    with _listener(config.runtime.host, config.runtime.port) as listener:
+        asyncio.run(serve(config, listener, key, key_file, rendezvous, state))
+
+
+async def serve(
+    config: Config,
+    listener: socket.socket,
+    key: str,
+    key_file: Path,
+    rendezvous: Path,
+    state: Path,
+) -> None:
+    """Serve on `listener`; write `rendezvous` when ready, remove it at the end."""
+    switch = _Switch()
+    server = _Server(
+        uvicorn.Config(
+            switch,
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    advertised = socket.getfqdn() if host in ("0.0.0.0", "::") else host
+    ports = Listeners(server, host, advertised)
+    sandboxes = Sandboxes(config.runtime, PodmanBackend(_server_id(state)), ports)
+    switch.control_port = port
+    switch.control = control_app(sandboxes, config, key)
+    switch.sandbox = sandbox_app(ports.sandbox)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        await sandboxes.open()
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        _publish(rendezvous, advertised, port, key_file)
+        log.info("serving sandboxes at %s:%d", advertised, port)
+        await stopped.wait()
+        log.info("shutting down: %s", sandboxes.counts())
+    finally:
+        rendezvous.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink, at the end
+        await sandboxes.close()
+    server.should_exit = True
+    await serving
+
+
+def read_or_make_key(path: Path) -> str:
+    """The run's key; a new one, readable only by its owner, when there is no such file."""
+    if not path.exists():
+        write_atomic(path, secrets.token_urlsafe(32) + "\n", mode=0o600)
+    key = path.read_text().strip()
+    if not key:
+        raise ConfigError("is empty", where=str(path), remedy="remove it; a new key is made")
+    return key
+
+
+def _publish(rendezvous: Path, host: str, port: int, key_file: Path) -> None:
+    """Say where the server is, now that it answers."""
+    place = {
+        "url": f"http://{host}:{port}",
+        "host": host,
+        "port": port,
+        "pid": os.getpid(),
+        "key_file": str(key_file.absolute()),
+        "nonce": secrets.token_hex(8),
+        "started": time.time(),
+    }
+    write_atomic(rendezvous, json.dumps(place, indent=1) + "\n")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the sandboxes end before the server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Switch:
+    """Passes a request on to the control or to the sandbox application, by its port."""
+
+    control_port: int
+    control: ASGIApp
+    sandbox: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own = scope["server"][1] == self.control_port
+        await (self.control if own else self.sandbox)(scope, receive, send)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is taken",
+                where="runtime.port",
+                remedy="set runtime.port to 0 (any free port) or end the program that has it",
+            ) from error
+        raise InfraError(
+            f"cannot listen on {host}: {error.strerror}",
+            where="runtime.host",
+            remedy="set runtime.host to an address of this machine",
+        ) from error
+
+
+def _server_id(state: Path) -> str:
+    """The id in `state`; made at the first start."""
+    path = state / "server_id"
+    if not path.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, secrets.token_hex(8))
+    return path.read_text()

@@ -1,0 +1,256 @@
+"""One sandbox's long-lived conversation with its first process, over the attach stream.
+
+A command costs a write and a few reads here and one fork in the sandbox; no program is started on
+the host. Calls wait for each other. When the stream ends, every waiting and later call raises
+InfraError: a dead sandbox never looks like a failed command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from skiff.errors import InfraError
+from skiff.runtime import shell
+from skiff.runtime.backend import CommandOutput
+from skiff.runtime.capture import Capture
+
+STDOUT, STDERR = 1, 2
+TERM_GRACE_SECONDS = 1.0
+KILL_GRACE_SECONDS = 10.0
+READY_SECONDS = 30.0
+FILE_SECONDS = 120.0
+CLOSE_SECONDS = 5.0
+FILE_BYTES = 64 << 20  # largest file that `read` returns
+FLOOD_BYTES = 16 << 20  # output of one command that is dropped at full speed
+FLOOD_SLICE, FLOOD_PAUSE_SECONDS = 1 << 20, 0.02  # from then on: a pause every so many bytes
+
+
+class Stream(Protocol):
+    """The container's stdin and its two output streams."""
+
+    async def receive(self) -> tuple[int, bytes]:
+        """(STDOUT or STDERR, bytes); empty bytes when the container has ended."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError when the container has ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """Runs commands and moves files through `stream`.
+
+    signal    sends a signal, by name, to the container's first process
+    obituary  says why the container has ended
+    processes limit of the commands; the container must allow SPARE_PIDS more
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        signal: Callable[[str], Awaitable[None]],
+        obituary: Callable[[], Awaitable[str]],
+        output_bytes: int,
+        processes: int,
+    ) -> None:
+        self._stream = stream
+        self._signal = signal
+        self._obituary = obituary
+        self._output_bytes = output_bytes
+        self._processes = processes
+        self._lock = asyncio.Lock()
+        self._captures: dict[int, Capture] = {}
+        self._done: asyncio.Future[None] | None = None
+        self._dead: str | None = None
+        self._kill_reason: str | None = None
+        self._pump = asyncio.create_task(self._receive_all())
+
+    @property
+    def failure(self) -> str | None:
+        """Why the conversation is over; None while it goes on."""
+        return self._dead
+
+    @property
+    def busy(self) -> bool:
+        """True while a call runs."""
+        return self._lock.locked()
+
+    async def open(self) -> None:
+        """Send the dispatcher; return when it answers."""
+        nonce = _nonce()
+        line = shell.dispatcher(nonce)
+        ended = await self._call(line, nonce, cap=4096, timeout=READY_SECONDS)
+        if ended.timed_out:
+            raise InfraError(f"its first process did not answer within {READY_SECONDS:g} s")
+
+    async def run(
+        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
+    ) -> CommandOutput:
+        """See `backend.Container.run`."""
+        nonce = _nonce()
+        line = shell.command_line(nonce, cwd, command, processes=self._processes)
+        return await self._call(line, nonce, cap=self._output_bytes, timeout=timeout, stop=stop)
+
+    async def read(self, path: str) -> bytes:
+        """See `backend.Container.read`."""
+        done = await self._script(shell.READ, path.encode(), cap=2 * FILE_BYTES)
+        if done.exit_code == shell.NOT_FOUND:
+            raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
+        if done.truncated or len(done.stdout) > FILE_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {FILE_BYTES >> 20} MiB", path)
+        _check(done, path)
+        return done.stdout
+
+    async def write(self, path: str, data: bytes, mode: int) -> None:
+        """See `backend.Container.write`."""
+        target = path.encode()
+        script = shell.WRITE_FIRST
+        for at in range(0, max(len(data), 1), shell.CHUNK_BYTES):
+            chunk = shell.escape(data[at : at + shell.CHUNK_BYTES])
+            _check(await self._script(script, target, chunk), path)
+            script = shell.WRITE_MORE
+        _check(await self._script(shell.SET_MODE, target, b"%o" % mode), path)
+
+    async def kill_all(self, reason: str) -> None:
+        """End every process of the sandbox but the first; the running command reports `reason`."""
+        self._kill_reason = reason
+        await self._signal(shell.KILL_ALL)
+
+    def fail(self, reason: str) -> None:
+        """Calls in flight, and all later ones, raise InfraError with `reason`."""
+        if self._dead is None:
+            self._dead = reason
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(InfraError(self._dead))
+
+    async def close(self) -> None:
+        """End the conversation. After the container's end this waits for nothing."""
+        self.fail("it was stopped")
+        await asyncio.wait([self._pump], timeout=CLOSE_SECONDS)
+        self._pump.cancel()
+        self._stream.close()
+
+    async def _script(self, script: str, *arguments: bytes, cap: int = 4096) -> CommandOutput:
+        nonce = _nonce()
+        processes = self._processes + shell.SPARE_PIDS
+        line = shell.script_line(nonce, script, arguments, processes=processes)
+        done = await self._call(line, nonce, cap=cap, timeout=FILE_SECONDS)
+        if done.timed_out:
+            raise InfraError(f"a file transfer did not end within {FILE_SECONDS:g} s")
+        return done
+
+    async def _call(
+        self,
+        line: bytes,
+        nonce: str,
+        *,
+        cap: int,
+        timeout: float,
+        stop: asyncio.Event | None = None,
+    ) -> CommandOutput:
+        async with self._lock:
+            if self._dead is not None:
+                raise InfraError(self._dead)
+            out, err = Capture(nonce, cap), Capture(nonce, cap)
+            self._captures = {STDOUT: out, STDERR: err}
+            self._kill_reason = None
+            done = self._done = asyncio.get_running_loop().create_future()
+            began = time.monotonic()
+            try:
+                timed_out = False
+                await self._send(line)
+                interrupted = not await _ended(done, timeout, stop)
+                if interrupted:
+                    timed_out = stop is None or not stop.is_set()
+                    await self._interrupt(done)
+                await done  # raises what `fail` has put there
+            except asyncio.CancelledError:
+                self.fail("a call was broken off in the middle")
+                raise
+            finally:
+                self._captures = {}
+                self._done = None
+            stderr = err.content()
+            if self._kill_reason is not None:
+                stderr += f"\n[killed: {self._kill_reason}]\n".encode()
+            return CommandOutput(
+                exit_code=None if interrupted else out.exit_code,
+                stdout=out.content(),
+                stderr=stderr,
+                timed_out=timed_out,
+                truncated=bool(out.dropped or err.dropped),
+                seconds=time.monotonic() - began,
+            )
+
+    async def _send(self, line: bytes) -> None:
+        try:
+            await self._stream.send(line)
+        except OSError:
+            await self._pump  # the reading side learns why
+            if self._dead is None:
+                raise
+
+    async def _interrupt(self, done: asyncio.Future[None]) -> None:
+        """SIGTERM to the running command's group, then SIGKILL; raises when neither ends it."""
+        await self._signal(shell.TERMINATE)
+        if await _ended(done, TERM_GRACE_SECONDS):
+            return
+        await self._signal(shell.KILL)
+        if not await _ended(done, KILL_GRACE_SECONDS):
+            self.fail("a command outlived SIGKILL")
+
+    async def _receive_all(self) -> None:
+        """Feed the captures until the stream ends, then say why it ended."""
+        slices = 0
+        while True:
+            channel, data = await self._stream.receive()
+            if not data:
+                break
+            capture = self._captures.get(channel)
+            if capture is None:
+                continue  # a background job between two commands
+            capture.feed(data)
+            every = self._captures.values()
+            if self._done is not None and all(c.exit_code is not None for c in every):
+                if not self._done.done():
+                    self._done.set_result(None)
+            elif (dropped := sum(c.dropped for c in every) - FLOOD_BYTES) // FLOOD_SLICE > slices:
+                slices = dropped // FLOOD_SLICE
+                await asyncio.sleep(FLOOD_PAUSE_SECONDS)
+        if self._dead is not None:
+            return
+        reason = await self._obituary()
+        if (capture := self._captures.get(STDERR)) and (words := capture.content()[-300:].strip()):
+            reason += "; its last words: " + words.decode(errors="replace")
+        self.fail(reason)
+
+
+def _nonce() -> str:
+    return secrets.token_hex(16)
+
+
+def _check(done: CommandOutput, path: str) -> None:
+    if done.exit_code != 0:
+        raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip(), path)
+
+
+async def _ended(
+    done: asyncio.Future[None], timeout: float, stop: asyncio.Event | None = None
+) -> bool:
+    """Wait for `done`, `stop` or the timeout (seconds); True when it is done."""
+    waiters: set[asyncio.Future[None] | asyncio.Task[bool]] = {done}
+    stopper = asyncio.create_task(stop.wait()) if stop is not None else None
+    if stopper is not None:
+        waiters.add(stopper)
+    await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    if stopper is not None:
+        stopper.cancel()
+    return done.done()

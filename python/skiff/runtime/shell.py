@@ -1,0 +1,106 @@
+"""The program of a sandbox's first process: the image's own `sh`, reading functions and calls
+from its stdin.
+
+Nothing is put into the image. Each command is one line of shell, its words in single quotes, so any
+bytes but NUL pass unchanged. A command gets a fresh shell (bash where the image has it), its own
+session and process group, and /dev/null as stdin. Its output goes straight to the two streams of
+the container; when its first process has ended, the dispatcher prints `<nonce> <exit code>` on
+both. So a background job never delays an answer; what it prints later belongs to the next command,
+as in a terminal. SIGKILL to every process (`kill -9 -1`) does not reach the dispatcher.
+
+Works in dash, busybox ash and bash (their `ulimit` names processes -u or -p). A command may have
+fewer processes than the sandbox, so a fork bomb leaves the dispatcher room to fork. Where the image
+lacks `setsid`, a timeout ends every process of the sandbox but the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+WORD_BYTES = 100_000  # the kernel takes 128 KiB at most as one argument
+COMMAND_BYTES = 1_000_000  # and about 2 MiB as all arguments together
+
+SPARE_PIDS = 8  # processes that a container may have beyond those of its commands
+
+# Signals to the first process and what they end.
+TERMINATE = "SIGUSR1"  # SIGTERM to the running command's group
+KILL = "SIGUSR2"  # SIGKILL to the running command's group
+KILL_ALL = "SIGHUP"  # SIGKILL to every process of the sandbox but the first
+
+_DISPATCHER = b"""
+skiff_pid= skiff_hit= skiff_setsid= skiff_shell=sh skiff_ulimit=-p
+command -v setsid >/dev/null && skiff_setsid=setsid
+command -v bash >/dev/null && skiff_shell=bash
+(ulimit -u) >/dev/null 2>&1 && skiff_ulimit=-u
+skiff_end() {
+    skiff_hit=1
+    if [ -z "$skiff_pid" ]; then return; fi
+    if [ -z "$skiff_setsid" ]; then kill -s "$1" -- -1
+    else kill -s "$1" -- "-$skiff_pid" || kill -s "$1" "$skiff_pid"; fi 2>/dev/null
+}
+trap 'skiff_end TERM' USR1
+trap 'skiff_end KILL' USR2
+trap 'skiff_hit=1; kill -s KILL -- -1 2>/dev/null' HUP
+skiff_run() {
+    skiff_nonce=$1 skiff_processes=$2 skiff_cwd=$3
+    shift 3
+    (ulimit $skiff_ulimit "$skiff_processes"
+    cd -- "$skiff_cwd" && exec $skiff_setsid "$@") </dev/null &
+    skiff_pid=$!
+    while :; do
+        skiff_hit=
+        wait "$skiff_pid" 2>/dev/null
+        skiff_code=$?
+        if [ -z "$skiff_hit" ]; then break; fi
+    done
+    skiff_pid=
+    echo "$skiff_nonce $skiff_code"
+    echo "$skiff_nonce $skiff_code" >&2
+}
+"""
+
+# Internal file operations, run by `sh -c`. Their exit codes: 0 done, 1 with the reason on stderr.
+NOT_FOUND = 44
+READ = f'if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec cat <"$1"'
+WRITE_FIRST = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; printf %b "$2" >"$1"'
+WRITE_MORE = 'printf %b "$2" >>"$1"'
+SET_MODE = 'chmod -- "$2" "$1"'
+CHUNK_BYTES = 25_000  # of a file in one word; an escaped byte takes five
+
+
+def quote(word: bytes) -> bytes:
+    """`word` in single quotes for a POSIX shell; it must not hold NUL."""
+    return b"'" + word.replace(b"'", b"'\\''") + b"'"
+
+
+def dispatcher(nonce: str) -> bytes:
+    """The first process's program; it answers once, as if it were a command."""
+    answer = f"echo '{nonce} 0'"
+    return _DISPATCHER + f"{answer}; {answer} >&2\n".encode()
+
+
+def command_line(nonce: str, cwd: str, command: str, *, processes: int) -> bytes:
+    """The line that runs `command` in a fresh shell. `command` holds at most COMMAND_BYTES."""
+    text = command.encode(errors="surrogateescape")
+    words = [text]
+    if len(text) > WORD_BYTES:
+        words = [text[at : at + WORD_BYTES] for at in range(0, len(text), WORD_BYTES)]
+        joined = b"".join(b"${%d}" % (number + 1) for number in range(len(words)))
+        words = [b'eval "' + joined + b'"', b"skiff", *words]
+    return _call(nonce, processes, cwd, b'"$skiff_shell" -c', words)
+
+
+def script_line(nonce: str, script: str, arguments: Sequence[bytes], *, processes: int) -> bytes:
+    """The line that runs one of the scripts above by `sh`, whatever other shells there are."""
+    return _call(nonce, processes, "/", b"sh -c", [script.encode(), b"sh", *arguments])
+
+
+def escape(data: bytes) -> bytes:
+    """`data` for `printf %b`: backslash and NUL as octal escapes, all else as it is."""
+    return data.replace(b"\\", b"\\0134").replace(b"\0", b"\\0000")
+
+
+def _call(nonce: str, processes: int, cwd: str, program: bytes, words: Sequence[bytes]) -> bytes:
+    folder = quote(cwd.encode(errors="surrogateescape"))
+    head = b"skiff_run %s %d %s %s " % (nonce.encode(), processes, folder, program)
+    return head + b" ".join(quote(word) for word in words) + b"\n"
