@@ -8,12 +8,12 @@ inheritance between profiles; a profile is one readable file.
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from skiff.config.checks import check
@@ -74,19 +74,7 @@ def write_config(config: Config, path: Path) -> None:
 
 def dump_toml(config: Config) -> str:
     """TOML of all sections. Fields that are None are left out (TOML has no null)."""
-    lines: list[str] = []
-    for name, section in config.model_dump(mode="json").items():
-        if section is None:
-            continue
-        lines.append(f"[{name}]")
-        # JSON's strings, numbers, booleans and flat arrays are valid TOML values.
-        lines += [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}"
-            for key, value in section.items()
-            if value is not None
-        ]
-        lines.append("")
-    return "\n".join(lines)
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -165,14 +165,14 @@ class WarmStart(Section):
 class Config(Section):
     """One run, complete."""
 
-    run: Run = Run()  # type: ignore[call-arg]
+    run: Run = Run()
     model: Model
     tasks: Tasks
     rollout: Rollout
-    agent: Agent = Agent()  # type: ignore[call-arg]
-    sandbox: Sandbox = Sandbox()  # type: ignore[call-arg]
-    runtime: Runtime = Runtime()  # type: ignore[call-arg]
+    agent: Agent = Agent()
+    sandbox: Sandbox = Sandbox()
+    runtime: Runtime = Runtime()
     train: Train
-    hardware: Hardware = Hardware()  # type: ignore[call-arg]
-    logging: Logging = Logging()  # type: ignore[call-arg]
+    hardware: Hardware = Hardware()
+    logging: Logging = Logging()
     warm_start: WarmStart | None = None

@@ -10,6 +10,7 @@ Not covered: faults that need more than one command.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,10 +27,17 @@ Split = Literal["train", "validation"]
 # Folders per split; each becomes len(KINDS) tasks.
 FOLDERS: dict[Split, int] = {"train": 128, "validation": 8}
 
-STEMS = (
+# Three lists without a common name: what a name stands for can be seen from the name itself, which
+# spares a tiny model from learning to look up where in the prompt it stood.
+FILES = (
     "agenda", "budget", "causes", "diary", "draft", "errors", "format", "guide",
     "header", "index", "journal", "layout", "letter", "manual", "notes", "orders",
     "plan", "recipe", "report", "sketch", "summary", "table", "ticket", "values",
+)  # fmt: skip
+OTHERS = (
+    "anchor", "basket", "bridge", "button", "candle", "castle", "dragon", "engine",
+    "falcon", "garden", "hammer", "island", "jacket", "kettle", "ladder", "mirror",
+    "needle", "orange", "pocket", "rabbit", "saddle", "tunnel", "valley", "window",
 )  # fmt: skip
 WORDS = (
     "amber", "birch", "cedar", "coral", "ember", "fjord", "glade", "hazel",
@@ -143,12 +151,25 @@ def repertoire(task: Task) -> list[str]:
     return [kind.repair(folder) for kind in KINDS]
 
 
+def kind_of(task: Task) -> str:
+    """The name of the task's fault, e.g. 'chmod'."""
+    return task.id.removeprefix(f"{SOURCE}:").split("-")[0]
+
+
+def renaming(task: Task, other: Task) -> Callable[[str], str]:
+    """A function that puts `other`'s names for `task`'s into a text about `task`."""
+    old, new = _folder_of(task), _folder_of(other)
+    names = {old.file: new.file, old.other: new.other, old.word: new.word}
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    return lambda text: pattern.sub(lambda match: names[match[1]], text)
+
+
 def _folders(seed: int) -> list[Folder]:
     """Distinct folders of both splits, train first."""
     rng = random.Random(f"skiff-shell-{seed}")
     names: dict[tuple[str, str, str], Folder] = {}
     while len(names) < sum(FOLDERS.values()):
-        file, other = rng.sample(STEMS, 2)
+        file, other = rng.choice(FILES), rng.choice(OTHERS)
         word, *rest = rng.sample(WORDS, 4)
         low, middle, high = sorted(rest)
         # Never sorted, whatever line is added or taken away at the end.

@@ -1,0 +1,85 @@
+"""Tasks -> the files a run reads: `data/tasks.jsonl` for our agents, two parquet files for verl.
+
+verl's rows carry a task's id only; the agent loop looks the task up. A task can hold whole test
+suites, and verl copies each row's fields to every trajectory.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from skiff.config.schema import Config
+from skiff.errors import ConfigError
+from skiff.files import write_atomic
+from skiff.tasks.sources import read_skip_list, resolve
+from skiff.tasks.task import Task
+
+TASKS = "tasks.jsonl"
+
+
+def write_data(config: Config, folder: Path) -> dict[str, list[Task]]:
+    """Resolve the profile's task specs and write `folder`. Returns the tasks by split.
+
+    Raises ConfigError when a split is empty, smaller than one step, or overlaps the other;
+    TaskError from the sources.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    skip = read_skip_list(config.tasks.skip_list) if config.tasks.skip_list else set()
+    splits = {
+        "train": _resolve(config.tasks.train, config.tasks.train_limit, skip),
+        "validation": _resolve(config.tasks.validation, config.tasks.validation_limit, skip),
+    }
+    _check(config, splits)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {task.id: task.model_dump_json() for tasks in splits.values() for task in tasks}
+    write_atomic(folder / TASKS, "\n".join(lines.values()) + "\n")
+    for split, tasks in splits.items():
+        rows = [
+            {
+                "data_source": task.source,
+                "prompt": [{"role": "user", "content": task.prompt}],
+                "reward_model": {"style": "sandbox", "ground_truth": ""},
+                "extra_info": {"index": index, "split": split, "task": task.id},
+            }
+            for index, task in enumerate(tasks)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    return splits
+
+
+@functools.lru_cache(maxsize=1)
+def read_tasks(path: Path) -> dict[str, Task]:
+    """Task id -> Task from a file that `write_data` wrote; cached per process."""
+    with path.open(encoding="utf-8") as lines:
+        tasks = [Task.model_validate_json(line) for line in lines if line.strip()]
+    return {task.id: task for task in tasks}
+
+
+def _resolve(specs: tuple[str, ...], limit: int | None, skip: set[str]) -> list[Task]:
+    tasks = [task for spec in specs for task in resolve(spec, skip=skip)]
+    return tasks[:limit]
+
+
+def _check(config: Config, splits: dict[str, list[Task]]) -> None:
+    for split, tasks in splits.items():
+        if not tasks:
+            raise ConfigError(
+                f"tasks.{split} resolves to no task",
+                where=", ".join(getattr(config.tasks, split)),
+                remedy="`skiff tasks list SPEC` shows what a spec holds",
+            )
+    if len(splits["train"]) < config.rollout.prompts_per_step:
+        raise ConfigError(
+            f"tasks.train holds {len(splits['train'])} tasks, fewer than rollout.prompts_per_step "
+            f"({config.rollout.prompts_per_step})",
+            remedy="add tasks or lower rollout.prompts_per_step",
+        )
+    both = {task.id for task in splits["train"]} & {task.id for task in splits["validation"]}
+    if both:
+        raise ConfigError(
+            f"{len(both)} tasks are in tasks.train and in tasks.validation, e.g. {min(both)}",
+            remedy="validation must be disjoint: use other specs, or the limits",
+        )
