@@ -33,6 +33,7 @@ class HostSandbox:
         return await asyncio.to_thread(Path(path).read_bytes)
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        await asyncio.to_thread(Path(path).parent.mkdir, parents=True, exist_ok=True)
         await asyncio.to_thread(Path(path).write_bytes, data)
         await asyncio.to_thread(Path(path).chmod, mode)
 
@@ -187,12 +188,20 @@ async def test_undo_goes_back_step_by_step(editor: Editor, file: Path) -> None:
     assert "no edit" in await refused(editor, "undo_edit", file)
 
 
+async def test_undo_brings_a_removed_file_back(editor: Editor, file: Path) -> None:
+    before = content(file)
+    await done(editor, "insert", file, insert_line=0, new_str="a")
+    await editor._episode.sandbox.run(f"rm '{file}'", timeout=9)
+    await done(editor, "undo_edit", file)
+    assert content(file) == before
+
+
 async def test_mistakes_are_told(editor: Editor, tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert "does not exist" in await refused(editor, "view", tmp_path / "absent")
-    assert "is not a file" in await refused(editor, "str_replace", tmp_path, old_str="a")
+    assert "No such file" in await refused(editor, "view", tmp_path / "absent")
+    assert "Is a directory" in await refused(editor, "str_replace", tmp_path, old_str="a")
     below = tmp_path / "binary/below"
-    assert "cannot create" in await refused(editor, "create", below, file_text="a")
+    assert "File exists" in await refused(editor, "create", below, file_text="a")
     assert "not a text file" in await refused(editor, "view", tmp_path / "binary")
     assert "did you mean /work/a.txt" in await refused(editor, "view", "a.txt")
     assert "file_text is missing" in await refused(editor, "create", tmp_path / "new")

@@ -59,6 +59,8 @@ class Editor:
                 text = await commands[edit.command](sandbox, edit)
             except EditError as mistake:
                 return str(mistake), True
+            except OSError as error:  # of the path, not of the sandbox: that is an InfraError
+                return f"{edit.command} {edit.path}: {error.strerror}", True
         return clip(text, self._episode.agent.observation_chars), False
 
     async def _view(self, sandbox: Sandbox, edit: Edit) -> str:
@@ -75,14 +77,9 @@ class Editor:
 
     async def _create(self, sandbox: Sandbox, edit: Edit) -> str:
         text = _need(edit.file_text, "file_text")
-        path = quote(edit.path)
-        made = await self._shell(
-            sandbox,
-            f'[ ! -e {path} ] || {{ echo "it exists already; use str_replace or insert"; exit 1; }}'
-            f'; mkdir -p "$(dirname {path})" && : > {path}',
-        )
-        if made.exit_code != 0:
-            raise EditError(f"cannot create {edit.path}: {made.text.strip()}")
+        there = await self._shell(sandbox, f"[ -e {quote(edit.path)} ]")
+        if there.exit_code == 0:
+            raise EditError(f"{edit.path} exists already; use str_replace or insert")
         # The SDK strips parameters, and with it the newline that ends a text file.
         await sandbox.write(edit.path, f"{text.rstrip('\n')}\n".encode())
         return f"{edit.path} created"
@@ -125,19 +122,15 @@ class Editor:
         return f"{path} edited:\n{_number(lines, first, last)}"
 
     async def _read(self, sandbox: Sandbox, path: str) -> str:
-        if (await self._shell(sandbox, f"[ -f {quote(path)} ]")).exit_code != 0:
-            raise EditError(f"{path} does not exist or is not a file")
         try:
             return (await sandbox.read(path)).decode()
         except UnicodeDecodeError:
             raise EditError(f"{path} is not a text file") from None
 
     async def _write(self, sandbox: Sandbox, path: str, text: str) -> None:
-        """Replace the content and keep the mode."""
-        mode = await self._shell(sandbox, f": >> {quote(path)} && stat -c %a {quote(path)}")
-        if mode.exit_code != 0:
-            raise EditError(f"cannot write {path}: {mode.text.strip()}")
-        await sandbox.write(path, text.encode(), mode=int(mode.text, 8))
+        """Replace the content and keep the mode; a file that is gone meanwhile is made anew."""
+        mode = await self._shell(sandbox, f"stat -c %a {quote(path)} || echo 644")
+        await sandbox.write(path, text.encode(), mode=int(mode.stdout, 8))
 
     async def _shell(self, sandbox: Sandbox, command: str) -> CommandResult:
         return await sandbox.run(command, timeout=self._episode.agent.command_seconds)
