@@ -54,11 +54,13 @@ def task_page(task: Task) -> RenderableType:
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
-    """Valid tasks by source, then one row for each that is not."""
-    valid = Counter(_source(verdict) for verdict in verdicts if verdict.valid)
-    table = Table("task", "gold", "empty", "reason", title="validation")
+    """How many tasks of each source are good, then one row for each that is not."""
+    table = Table("task", "gold 1.0", "empty 0.0", "reason", title="validation")
     for source, total in Counter(map(_source, verdicts)).items():
-        table.add_row(source, "1.0", "0.0", f"{valid[source]} of {total} valid")
+        mine = [verdict for verdict in verdicts if _source(verdict) == source]
+        gold = sum(verdict.gold == 1.0 for verdict in mine)
+        empty = sum(verdict.empty == 0.0 for verdict in mine)
+        table.add_row(source, f"{gold} of {total}", f"{empty} of {total}", "")
     for verdict in verdicts:
         if not verdict.valid:
             table.add_row(

@@ -35,10 +35,14 @@ def resolve(
     Raises TaskError for an unknown source or name (with the nearest valid one), an unreadable row
     or two tasks of one id.
     """
-    source, colon, rest = spec.partition(":")
+    source, _, rest = spec.partition(":")
     read = _READERS.get(source)
-    if read is None or not colon or not rest:
+    if read is None:
         raise unknown(source, SPECS, what="task source", where=f"task spec '{spec}'")
+    if not rest:
+        raise TaskError(
+            "names no tasks", where=f"task spec '{spec}'", remedy=f"{source}:{SPECS[source]}"
+        )
     tasks = read(rest)
     _check_unique(tasks, spec)
     return [task for task in tasks if task.id not in skip][:limit]
