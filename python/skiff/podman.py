@@ -15,6 +15,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -160,6 +161,20 @@ def build(
     )
 
 
+def end_pause_process() -> None:
+    """End the process by which rootless podman keeps its user namespace between its commands.
+
+    The next command starts a new one. Call it only when no container of the store is running.
+    """
+    try:
+        pid = int((podman_run_dir() / "libpod" / "pause.pid").read_text())
+        program = Path("/proc", str(pid), "comm").read_text().strip()
+        if program in ("catatonit", "podman"):  # not a later process of the same pid
+            os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # there is none
+
+
 def _run(
     arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes | None, timeout: float
 ) -> subprocess.CompletedProcess[bytes]:
@@ -227,6 +242,7 @@ def _containers_conf(folder: Path, run_dir: Path, oci_runtime: str) -> str:
     return (
         "[containers]\n"
         'log_driver = "none"\n'
+        'base_hosts_file = "none"\n'  # the host's names are not the sandbox's business
         "[engine]\n"
         f'runtime = "{oci_runtime}"\n'
         'cgroup_manager = "cgroupfs"\n'  # the systemd manager needs a user session

@@ -15,11 +15,12 @@ from typing import Any
 from urllib.parse import quote
 
 from skiff.errors import InfraError
-from skiff.podman import isolation
+from skiff.podman import end_pause_process, isolation, podman_root
 from skiff.runtime.backend import CommandOutput, ContainerRequest, ImageNotFoundError, Limits
 from skiff.runtime.podman_service import PodmanService, podman_words
 from skiff.runtime.session import Session
 from skiff.runtime.shell import SPARE_PIDS
+from skiff.runtime.watchdog import Watchdog
 
 LABEL = "skiff.server"
 CAPABILITIES = (
@@ -43,9 +44,10 @@ class PodmanContainer:
 
     def __init__(self, service: PodmanService, container_id: str, limits: Limits) -> None:
         self.id = container_id
+        self.limits = limits
         self._service = service
-        self._limits = limits
         self._session: Session | None = None
+        self._first_pid = 0
 
     async def open(self) -> None:
         """Attach to the running container and wait for its first process."""
@@ -54,8 +56,8 @@ class PodmanContainer:
             stream,
             signal=self._signal,
             obituary=self._obituary,
-            output_bytes=self._limits.output_bytes,
-            processes=self._limits.pids,
+            output_bytes=self.limits.output_bytes,
+            processes=self.limits.pids,
         )
         await self._session.open()
 
@@ -89,17 +91,32 @@ class PodmanContainer:
         if self._session is not None:
             await self._session.close()
 
+    async def first_pid(self) -> int:
+        if not self._first_pid:
+            self._first_pid = (await self._inspect())["State"]["Pid"]
+        return self._first_pid
+
+    async def layer_bytes(self) -> int:
+        return int((await self._inspect(size=True)).get("SizeRw") or 0)
+
+    async def kill_all(self, reason: str) -> None:
+        await self.session.kill_all(reason)
+
+    async def _inspect(self, *, size: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = await self._service.call(
+            "GET", f"/containers/{self.id}/json", params={"size": str(size).lower()}
+        )
+        return found
+
     async def _signal(self, name: str) -> None:
         await self._service.call("POST", f"/containers/{self.id}/kill", params={"signal": name})
 
     async def _obituary(self) -> str:
         """Why the attach stream has ended."""
-        answer = await self._service.request("GET", f"/containers/{self.id}/json")
-        if answer.status_code == 404:
-            return "the container was removed from outside"
-        if answer.is_error:
-            return f"the container is lost: {podman_words(answer)}"
-        state = answer.json()["State"]
+        try:
+            state = (await self._inspect())["State"]
+        except InfraError as error:
+            return f"the container is lost: {error.what}"
         if state.get("Running"):
             return "podman has closed the stream of the container"
         memory = ", out of memory" if state.get("OOMKilled") else ""
@@ -113,12 +130,21 @@ class PodmanBackend:
         self._server_id = server_id
         self._service = PodmanService()
         self._controllers: frozenset[str] = frozenset()
+        self._containers: set[PodmanContainer] = set()
+        self._watchdog: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self._service.open()
-        info = await self._service.call("GET", "/info")
+        try:
+            info = await self._service.call("GET", "/info")
+            await self._sweep()
+        except BaseException:
+            await self._service.close()
+            raise
         self._controllers = frozenset(info["host"].get("cgroupControllers") or ())
-        await self._sweep()
+        no_cgroup = "memory" not in self._controllers
+        watchdog = Watchdog(self._living, podman_root(), memory=no_cgroup)
+        self._watchdog = asyncio.create_task(watchdog.run())
 
     async def start(self, request: ContainerRequest) -> PodmanContainer:
         answer = await self._service.request("POST", "/containers/create", json=self._spec(request))
@@ -134,13 +160,24 @@ class PodmanBackend:
         except BaseException:
             await asyncio.shield(container.remove())
             raise
+        self._containers.add(container)
         return container
 
     async def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        others: Any = True
         try:
             await self._sweep()
+            others = await self._service.call("GET", "/containers/json")
         finally:
             await self._service.close()
+        if not others:
+            end_pause_process()
+
+    def _living(self) -> set[PodmanContainer]:
+        self._containers = {c for c in self._containers if c.failure is None}
+        return self._containers
 
     async def _sweep(self) -> None:
         filters = f'{{"label":["{LABEL}={self._server_id}"]}}'
@@ -157,7 +194,7 @@ class PodmanBackend:
             "nproc": (limits.pids + SPARE_PIDS,) * 2,
             "fsize": (limits.disk_mib << 20,) * 2,
         }
-        spec: dict[str, Any] = {
+        return {
             "name": request.name,
             "image": request.image,
             "entrypoint": ["sh"],
@@ -166,7 +203,8 @@ class PodmanBackend:
             "work_dir": "/",
             "env": dict(request.environment),
             "labels": {LABEL: self._server_id},
-            "netns": {"nsmode": self._network() if limits.network else "none"},
+            "netns": {"nsmode": "slirp4netns" if limits.network else "none"},
+            "use_image_resolve_conf": not limits.network,
             "cap_drop": ["all"],
             "cap_add": list(CAPABILITIES),
             "no_new_privileges": True,
@@ -181,12 +219,9 @@ class PodmanBackend:
             "userns": {"nsmode": "private"},
             "idmappings": self._id_mappings(),
         }
-        return spec
-
-    def _network(self) -> str:
-        return "slirp4netns"
 
     def _id_mappings(self) -> dict[str, Any]:
+        # Rootless, the outer ids are those of podman's own user namespace.
         start, size = isolation().id_map or (0, 65536)
         mapping = [{"container_id": 0, "host_id": start, "size": size}]
         return {"UIDMap": mapping, "GIDMap": mapping}

@@ -37,6 +37,7 @@ class PodmanService:
         self._socket = self._folder / "podman.sock"
         self._log = self._folder / "podman.log"
         self._process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 uds=str(self._socket), limits=httpx.Limits(max_keepalive_connections=8)
@@ -49,26 +50,34 @@ class PodmanService:
         """Start the service and wait until it answers. Raises InfraError with podman's words."""
         _remove_dead_folders(self._folder.parent)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        environment = podman_environment()
-        with self._log.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                "podman",
-                "system",
-                "service",
-                "--time=0",
-                f"unix://{self._socket}",
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us; we end it after the containers
-                preexec_fn=_die_with_parent,
-            )
-        deadline = time.monotonic() + READY_SECONDS
-        while not await self._answers():
-            if self._process.returncode is not None or time.monotonic() > deadline:
-                raise InfraError("does not answer: " + self._words(), where="podman system service")
-            await asyncio.sleep(0.02)
+        await self._ensure()
+
+    async def _ensure(self) -> None:
+        """Start the service if it is not running, also when it has died; containers outlive it."""
+        async with self._starting:
+            if self._process is not None and self._process.returncode is None:
+                return
+            self._socket.unlink(missing_ok=True)
+            environment = podman_environment()
+            with self._log.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    "podman",
+                    "system",
+                    "service",
+                    "--time=0",
+                    f"unix://{self._socket}",
+                    env=environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for us; we end it after the containers
+                    preexec_fn=_die_with_parent,
+                )
+            deadline = time.monotonic() + READY_SECONDS
+            while not await self._answers():
+                if self._process.returncode is not None or time.monotonic() > deadline:
+                    raise InfraError(self._words(), where="podman system service")
+                await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """End the service."""
@@ -87,6 +96,7 @@ class PodmanService:
         self, method: str, path: str, *, json: Any = None, params: dict[str, str] | None = None
     ) -> httpx.Response:
         """One API call; the caller judges the status. Raises InfraError when there is no answer."""
+        await self._ensure()
         try:
             return await self._client.request(method, path, json=json, params=params)
         except httpx.HTTPError as error:
@@ -105,7 +115,8 @@ class PodmanService:
         return answer.json() if answer.content else None
 
     async def attach(self, container: str) -> AttachStream:
-        """The streams of a running container."""
+        """The streams of a running container. Raises InfraError."""
+        await self._ensure()
         async with asyncio.timeout(ATTACH_SECONDS):
             reader, writer = await asyncio.open_unix_connection(str(self._socket), limit=1 << 20)
             query = "stream=true&stdin=true&stdout=true&stderr=true&logs=false"
@@ -127,10 +138,8 @@ class PodmanService:
             return False
 
     def _words(self) -> str:
-        process = self._process
-        ended = "" if process is None or process.returncode is None else "it has ended; "
-        text = self._log.read_text(errors="replace")[-500:].strip() if self._log.exists() else ""
-        return ended + (text or "no message")
+        """What the service has printed."""
+        return self._log.read_text(errors="replace")[-500:].strip() or "no message"
 
 
 class AttachStream:

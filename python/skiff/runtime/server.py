@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skiff.config import Config, load_run_config
@@ -38,15 +39,19 @@ SHUTDOWN_SECONDS = 5
 log = logging.getLogger("skiff.runtime")
 
 
-def main(config_file: Path, rendezvous: Path, key_file: Path) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SkiffError when the server can't come up."""
+def main(config_file: Path, rendezvous: Path, key_file: Path, *, port: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, on `port` rather than the profile's when given.
+
+    Raises SkiffError when the server can't come up.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = load_run_config(config_file)
     key = read_or_make_key(key_file)
     state = config_file.absolute().parent / STATE_FOLDER
-    with _listener(config.runtime.host, config.runtime.port) as listener:
-        asyncio.run(serve(config, listener, key, key_file, rendezvous, state))
+    wanted = config.runtime.port if port is None else port
+    with _listener(config.runtime.host, wanted) as listener:
+        uvloop.run(serve(config, listener, key, key_file, rendezvous, state))
 
 
 async def serve(
@@ -81,12 +86,13 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    await sandboxes.open()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await sandboxes.open()
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
         _publish(rendezvous, advertised, port, key_file)
         log.info("serving sandboxes at %s:%d", advertised, port)
-        await stopped.wait()
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         log.info("shutting down: %s", sandboxes.counts())
     finally:
         rendezvous.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink, at the end

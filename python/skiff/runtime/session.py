@@ -120,7 +120,8 @@ class Session:
         _check(await self._script(shell.SET_MODE, target, b"%o" % mode), path)
 
     async def kill_all(self, reason: str) -> None:
-        """End every process of the sandbox but the first; the running command reports `reason`."""
+        """End every process of the sandbox but the first; the running (or next) command
+        reports `reason`."""
         self._kill_reason = reason
         await self._signal(shell.KILL_ALL)
 
@@ -161,7 +162,6 @@ class Session:
                 raise InfraError(self._dead)
             out, err = Capture(nonce, cap), Capture(nonce, cap)
             self._captures = {STDOUT: out, STDERR: err}
-            self._kill_reason = None
             done = self._done = asyncio.get_running_loop().create_future()
             began = time.monotonic()
             try:
@@ -181,6 +181,7 @@ class Session:
             stderr = err.content()
             if self._kill_reason is not None:
                 stderr += f"\n[killed: {self._kill_reason}]\n".encode()
+                self._kill_reason = None
             return CommandOutput(
                 exit_code=None if interrupted else out.exit_code,
                 stdout=out.content(),
