@@ -12,7 +12,8 @@ any other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from shlex import quote
 from uuid import uuid4
@@ -92,7 +93,8 @@ async def extract_patch(sandbox: Sandbox, task: Task, *, timeout: float) -> byte
         raise _failed("patch extraction", task, done, timeout)
     if done.exit_code != 0:
         return b""
-    return await sandbox.read(_PATCH) if done.truncated else done.stdout
+    with _own_files(task):
+        return await sandbox.read(_PATCH) if done.truncated else done.stdout
 
 
 async def grade(
@@ -121,11 +123,13 @@ async def _apply(sandbox: Sandbox, task: Task, patch: bytes, timeout: float) -> 
     """Set up as the agent found it, but with tests and history; False: the patch is no good."""
     test_patch = task.grade.test_patch.encode() if isinstance(task.grade, PassGrade) else b""
     steps = [*_enter(task), *_place(task.files), *_setup(task)]
+    with _own_files(task):
+        for path, content in ((_PATCH, patch), (_TEST_PATCH, test_patch)):
+            if content.strip():
+                await sandbox.write(path, content)
     if patch.strip():
-        await sandbox.write(_PATCH, patch)
         steps.append(f"{_git_apply(_PATCH, _protected(task, test_patch))} || exit {_NOT_APPLIED}")
     if test_patch.strip():
-        await sandbox.write(_TEST_PATCH, test_patch)
         steps.append(f"{_git_apply(_TEST_PATCH, ())} || exit {_TEST_PATCH_NOT_APPLIED}")
     steps += _place(task.grade_files)
     done = await sandbox.run("\n".join(steps), timeout=timeout, cwd="/")
@@ -144,7 +148,8 @@ async def _run_tests(sandbox: Sandbox, task: Task, timeout: float) -> GradeResul
     done = await sandbox.run(command, timeout=timeout, cwd=task.workdir)
     if done.exit_code is None:
         return GradeResult(0.0, cut(done.text), f"timeout: the tests outlived {timeout:g} s")
-    raw = await sandbox.read(_LOG) if done.truncated else done.stdout
+    with _own_files(task):
+        raw = await sandbox.read(_LOG) if done.truncated else done.stdout
     output = raw.decode(errors="replace")
     verdict = judge(task.grade, done.exit_code, output)
     return GradeResult(verdict.reward, cut(output), verdict.detail)
@@ -193,6 +198,15 @@ def _protected(task: Task, test_patch: bytes) -> list[str]:
     inside = [path.removeprefix(root) for path in absolute if path.startswith(root)]
     literal = [re.sub(r"([*?\[\\])", r"\\\1", path) for path in inside + touched_paths(test_patch)]
     return [pattern for path in dict.fromkeys(literal) for pattern in (path, f"{path}/*")]
+
+
+@contextmanager
+def _own_files(task: Task) -> Iterator[None]:
+    """Our files in the sandbox that can't be written or read are not the agent's failure."""
+    try:
+        yield
+    except OSError as error:
+        raise InfraError(str(error), where=f"sandbox of {task.id}") from error
 
 
 def _failed(step: str, task: Task, done: CommandResult, timeout: float) -> InfraError:

@@ -24,7 +24,7 @@ _PATH = (
 )
 
 # Byte code of the repository may hold the fix; that of .venv is other people's and stays.
-_SETUP = """
+SETUP = """
 if [ -d .venv ]; then
   mkdir -p /root/.local/bin
   ln -sfn "$PWD/.venv" /root/.venv
@@ -43,7 +43,7 @@ fi
 """.strip()
 
 # The places are upstream's: the tests see the same paths as when their outcome was recorded.
-_GRADE = """
+GRADE = """
 if [ -d /r2e_tests ]; then mv /r2e_tests /root/r2e_tests
 elif [ -d r2e_tests ] && [ ! -L r2e_tests ]; then mv r2e_tests /root/r2e_tests; fi
 [ ! -d /root/r2e_tests ] || ln -sfn /root/r2e_tests r2e_tests
@@ -73,9 +73,9 @@ def task(row: Row) -> Task:
         image=row.text("docker_image"),
         prompt=(issue.group(1) if issue else statement).strip(),
         workdir=workdir,
-        setup=_SETUP,
+        setup=SETUP,
         hidden=("/r2e_tests", f"{workdir}/r2e_tests", f"{workdir}/run_tests.sh"),
-        grade=ExactGrade(script=_GRADE, expected=expected),
+        grade=ExactGrade(script=GRADE, expected=expected),
         gold_patch=_gold_patch(row),
         env={"PATH": _PATH},
     )

@@ -1,0 +1,200 @@
+"""A real sandbox server with real containers, for the tests of every room."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from skiff.config import Config
+from skiff.config.load import parse_config
+from skiff.images.sandbox import ensure_sandbox_image
+from skiff.podman import image_exists, import_rootfs
+from skiff.sandbox import RuntimeClient, SandboxSpec
+from skiff.tasks.shell import IMAGE
+
+ENTRYPOINT = Path(__file__).parents[1] / "entrypoints" / "runtime"
+BUSYBOX = Path("/bin/busybox")
+BUSYBOX_IMAGE = "localhost/skiff/test-busybox:1"
+START_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def debian_image() -> str:
+    """An image with bash, git and python3."""
+    ensure_sandbox_image()
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that is one static busybox: no bash, no libc."""
+    if not image_exists(BUSYBOX_IMAGE):
+        assert BUSYBOX.exists(), "these tests need Debian's package busybox-static"
+        tar = tmp_path_factory.mktemp("busybox") / "root.tar"
+        _write_busybox_rootfs(tar)
+        import_rootfs(tar, BUSYBOX_IMAGE, changes=["ENV GREETING=hello"])
+    return BUSYBOX_IMAGE
+
+
+def _write_busybox_rootfs(tar: Path) -> None:
+    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True)
+    with tarfile.open(tar, "w") as archive:
+        for name in ("bin", "etc", "root", "tmp"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        archive.add(BUSYBOX, "bin/busybox")
+        for applet in sorted({*applets.stdout.split()} - {"busybox"}):
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
+        entry = tarfile.TarInfo("etc/passwd")
+        entry.size = len(passwd)
+        archive.addfile(entry, io.BytesIO(passwd))
+
+
+@pytest.fixture(scope="session")
+def sandbox_config() -> Callable[..., Config]:
+    """`sandbox_config(runtime={...}, sandbox={...})`: a valid config with small sandboxes."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        data: dict[str, dict[str, Any]] = {
+            "model": {"path": "none", "context_tokens": 8192},
+            "tasks": {"train": ["shell:train"], "validation": ["shell:validation"]},
+            "rollout": {
+                "trajectories_per_prompt": 2,
+                "prompts_per_step": 1,
+                "prompt_tokens": 4096,
+                "response_tokens": 4096,
+            },
+            "train": {"steps": 1},
+            "sandbox": {"memory_mib": 256, "pids": 64, "disk_mib": 128},
+        }
+        for name, values in sections.items():
+            data.setdefault(name, {}).update(values)
+        return parse_config(data)
+
+    return make
+
+
+@dataclass
+class Server:
+    """A running server process and what it has published."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    place: dict[str, Any]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return str(self.place["url"])
+
+    @property
+    def key(self) -> str:
+        return (self.folder / "key").read_text().strip()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=START_SECONDS)
+
+
+def _launch(folder: Path, config: Config) -> Server:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.toml").write_text(
+        tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    )
+    log = folder / "server.log"
+    names = {"--config": "config.toml", "--rendezvous": "runtime.json", "--key-file": "key"}
+    arguments = [word for key, name in names.items() for word in (key, str(folder / name))]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(ENTRYPOINT), *arguments], stdout=output, stderr=output
+        )
+    rendezvous = folder / "runtime.json"
+    deadline = time.monotonic() + START_SECONDS
+    while not (rendezvous.exists() and str(process.pid) in rendezvous.read_text()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"the server did not come up: {log.read_text()}")
+        time.sleep(0.05)
+    return Server(process, folder, json.loads(rendezvous.read_text()), log)
+
+
+@pytest.fixture
+def launch_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """`launch_server(config)`: a server of its own; a second one finds the first one's state."""
+    servers: list[Server] = []
+
+    def launch(config: Config) -> Server:
+        servers.append(_launch(tmp_path / "run", config))
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        if server.process.poll() is None:
+            server.end()
+
+
+@pytest.fixture(scope="session")
+def runtime_server(
+    tmp_path_factory: pytest.TempPathFactory, sandbox_config: Callable[..., Config]
+) -> Iterator[Server]:
+    """One server for all tests that leave it alive."""
+    server = _launch(tmp_path_factory.mktemp("server"), sandbox_config())
+    yield server
+    assert server.end() == 0, server.log.read_text()
+
+
+@pytest.fixture
+async def client(runtime_server: Server) -> AsyncIterator[RuntimeClient]:
+    """A client of the shared server."""
+    async with RuntimeClient([runtime_server.url], runtime_server.key) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def make_spec(sandbox_config: Callable[..., Config]) -> Callable[..., SandboxSpec]:
+    """`make_spec(image, workdir=..., sandbox={...})`: a spec with small limits."""
+
+    def make(
+        image: str, *, workdir: str = "/", env: dict[str, str] | None = None, **limits: Any
+    ) -> SandboxSpec:
+        config = sandbox_config(sandbox=limits)
+        return SandboxSpec.from_config(config, image=image, workdir=workdir, env=env or {})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def own_containers() -> Callable[[Path], list[str]]:
+    """`own_containers(folder)`: ids of the containers of the server whose run folder it is."""
+    from skiff.podman import check_podman
+    from skiff.runtime.podman_backend import LABEL
+
+    def listed(folder: Path) -> list[str]:
+        server_id = (folder / "runtime" / "server_id").read_text()
+        wanted = f"label={LABEL}={server_id}"
+        return check_podman(["ps", "--all", "--quiet", "--filter", wanted]).decode().split()
+
+    return listed
+
+
+@pytest.fixture(scope="session")
+def environment_without_proxy() -> dict[str, str]:
+    """The environment for child processes that speak HTTP to this host."""
+    return os.environ | {"no_proxy": "*"}
