@@ -36,11 +36,9 @@ def test_the_image_has_what_tasks_need() -> None:
     ensure_sandbox_image()
     assert ensure_sandbox_image() is False
     assert image_label(IMAGE, sandbox.LABEL) == read_recipe().digest
-    command = (
-        "set -e; bash --version; git --version; patch --version; ps; python3 --version; locale"
-    )
+    show = "bash --version; git --version; patch --version; ps; python3 --version; locale"
     done = run_podman(
-        ["run", "--rm", "--network=none", *isolation().arguments(), IMAGE, "sh", "-ec", programs]
+        ["run", "--rm", "--network=none", *isolation().arguments(), IMAGE, "sh", "-ec", show]
     )
     assert done.returncode == 0, done.stderr
     assert f"Python {sandbox.PYTHON}.".encode() in done.stdout
