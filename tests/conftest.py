@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.podman import image_exists, import_rootfs
-from skiff.sandbox import RuntimeClient, SandboxSpec
+from skiff.sandbox import RuntimeClient
 from skiff.tasks.shell import IMAGE
 
 ENTRYPOINT = Path(__file__).parents[1] / "entrypoints" / "runtime"
@@ -66,28 +65,33 @@ def _write_busybox_rootfs(tar: Path) -> None:
         archive.addfile(entry, io.BytesIO(passwd))
 
 
+def _config(**sections: dict[str, Any]) -> Config:
+    data: dict[str, dict[str, Any]] = {
+        "model": {"path": "none", "context_tokens": 8192},
+        "tasks": {"train": ["shell:train"], "validation": ["shell:validation"]},
+        "rollout": {
+            "trajectories_per_prompt": 2,
+            "prompts_per_step": 1,
+            "prompt_tokens": 4096,
+            "response_tokens": 4096,
+        },
+        "train": {"steps": 1},
+    }
+    for name, values in sections.items():
+        data.setdefault(name, {}).update(values)
+    return parse_config(data)
+
+
 @pytest.fixture(scope="session")
-def sandbox_config() -> Callable[..., Config]:
-    """`sandbox_config(runtime={...}, sandbox={...})`: a valid config with small sandboxes."""
+def runtime_config() -> Callable[..., Config]:
+    """`runtime_config(runtime={...}, sandbox={...})`: a valid config."""
+    return _config
 
-    def make(**sections: dict[str, Any]) -> Config:
-        data: dict[str, dict[str, Any]] = {
-            "model": {"path": "none", "context_tokens": 8192},
-            "tasks": {"train": ["shell:train"], "validation": ["shell:validation"]},
-            "rollout": {
-                "trajectories_per_prompt": 2,
-                "prompts_per_step": 1,
-                "prompt_tokens": 4096,
-                "response_tokens": 4096,
-            },
-            "train": {"steps": 1},
-            "sandbox": {"memory_mib": 256, "pids": 64, "disk_mib": 128},
-        }
-        for name, values in sections.items():
-            data.setdefault(name, {}).update(values)
-        return parse_config(data)
 
-    return make
+@pytest.fixture(scope="session")
+def sandbox_config() -> Config:
+    """A valid config with everything of sandboxes at its default."""
+    return _config()
 
 
 @dataclass
@@ -152,49 +156,16 @@ def launch_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(scope="session")
 def runtime_server(
-    tmp_path_factory: pytest.TempPathFactory, sandbox_config: Callable[..., Config]
+    tmp_path_factory: pytest.TempPathFactory, sandbox_config: Config
 ) -> Iterator[Server]:
     """One server for all tests that leave it alive."""
-    server = _launch(tmp_path_factory.mktemp("server"), sandbox_config())
+    server = _launch(tmp_path_factory.mktemp("server"), sandbox_config)
     yield server
     assert server.end() == 0, server.log.read_text()
 
 
 @pytest.fixture
-async def client(runtime_server: Server) -> AsyncIterator[RuntimeClient]:
-    """A client of the shared server."""
+async def runtime_client(runtime_server: Server, debian_image: str) -> AsyncIterator[RuntimeClient]:
+    """A client of the shared server, whose store holds the Debian image."""
     async with RuntimeClient([runtime_server.url], runtime_server.key) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def make_spec(sandbox_config: Callable[..., Config]) -> Callable[..., SandboxSpec]:
-    """`make_spec(image, workdir=..., sandbox={...})`: a spec with small limits."""
-
-    def make(
-        image: str, *, workdir: str = "/", env: dict[str, str] | None = None, **limits: Any
-    ) -> SandboxSpec:
-        config = sandbox_config(sandbox=limits)
-        return SandboxSpec.from_config(config, image=image, workdir=workdir, env=env or {})
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def own_containers() -> Callable[[Path], list[str]]:
-    """`own_containers(folder)`: ids of the containers of the server whose run folder it is."""
-    from skiff.podman import check_podman
-    from skiff.runtime.podman_backend import LABEL
-
-    def listed(folder: Path) -> list[str]:
-        server_id = (folder / "runtime" / "server_id").read_text()
-        wanted = f"label={LABEL}={server_id}"
-        return check_podman(["ps", "--all", "--quiet", "--filter", wanted]).decode().split()
-
-    return listed
-
-
-@pytest.fixture(scope="session")
-def environment_without_proxy() -> dict[str, str]:
-    """The environment for child processes that speak HTTP to this host."""
-    return os.environ | {"no_proxy": "*"}
