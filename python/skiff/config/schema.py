@@ -42,7 +42,9 @@ class Tasks(Section):
     """What the agent works on; see `skiff tasks list`."""
 
     train: tuple[str, ...] = Field(description="task specs, e.g. 'shell:train'")
-    validation: tuple[str, ...] = Field(description="task specs, disjoint from train")
+    validation: tuple[str, ...] = Field(
+        (), description="task specs, disjoint from train; empty: every fifth task of train"
+    )
     train_limit: Positive | None = None
     validation_limit: Positive | None = None
     skip_list: Path | None = Field(None, description="task ids to leave out, one a line")

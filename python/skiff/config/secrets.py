@@ -15,7 +15,9 @@ from skiff.errors import ConfigError
 NAMES = ("WANDB_API_KEY", "HF_TOKEN")
 
 
-def load_secrets(environ: dict[str, str] | None = None, folder: Path | None = None) -> dict[str, str]:
+def load_secrets(
+    environ: dict[str, str] | None = None, folder: Path | None = None
+) -> dict[str, str]:
     """The known secrets that are set. The environment wins over the file.
 
     Raises ConfigError when the file is readable by others or holds an unknown or broken line (the

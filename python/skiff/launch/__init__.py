@@ -1,1 +1,1 @@
-"""."""
+"""Start a run and watch it. Knows neither verl nor podman."""

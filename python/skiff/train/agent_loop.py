@@ -78,7 +78,9 @@ class EnginePolicy:
         ids = list(output.token_ids)
         log_probs = list(output.log_probs or [])
         if len(log_probs) != len(ids):
-            raise InfraError(f"the engine returned {len(log_probs)} log-probs for {len(ids)} tokens")
+            raise InfraError(
+                f"the engine returned {len(log_probs)} log-probs for {len(ids)} tokens"
+            )
         limit = sampling.get("max_tokens", 0)
         stop = "length" if limit and len(ids) >= limit and output.stop_reason != "stop" else "stop"
         return Generation(ids, log_probs, stop, output.num_preempted or 0)
@@ -149,7 +151,9 @@ def record(
         folder = shared.run_dir / "trajectories" / f"step_{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         file = f"trajectories/step_{step:06d}/{split}-{slug}-{number}.json"
-        write_atomic(shared.run_dir / file, json.dumps(_readable(trajectory, step, split, tokenizer)))
+        write_atomic(
+            shared.run_dir / file, json.dumps(_readable(trajectory, step, split, tokenizer))
+        )
     events.emit(
         shared.run_dir,
         "trajectory",

@@ -18,4 +18,6 @@ class PublishCheckpoint(CheckpointCallback):  # type: ignore[misc]
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
         write_atomic(Path(checkpoint_dir) / MARKER, f"{global_step}\n")
-        events.emit(Path(os.environ["SKIFF_RUN"]), "checkpoint", step=global_step, path=checkpoint_dir)
+        events.emit(
+            Path(os.environ["SKIFF_RUN"]), "checkpoint", step=global_step, path=checkpoint_dir
+        )

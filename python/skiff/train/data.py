@@ -16,6 +16,7 @@ from skiff.tasks.sources import read_skip_list, resolve
 from skiff.tasks.task import Task
 
 TASKS = "tasks.jsonl"
+EVERY = 5  # a profile without validation specs validates on every fifth task
 
 
 def write_data(config: Config, folder: Path) -> dict[str, list[Task]]:
@@ -28,9 +29,14 @@ def write_data(config: Config, folder: Path) -> dict[str, list[Task]]:
     import pyarrow.parquet as pq
 
     skip = read_skip_list(config.tasks.skip_list) if config.tasks.skip_list else set()
+    train = _resolve(config.tasks.train, skip)
+    validation = _resolve(config.tasks.validation, skip)
+    if not config.tasks.validation:
+        validation = train[::EVERY]
+        train = [task for number, task in enumerate(train) if number % EVERY]
     splits = {
-        "train": _resolve(config.tasks.train, config.tasks.train_limit, skip),
-        "validation": _resolve(config.tasks.validation, config.tasks.validation_limit, skip),
+        "train": train[: config.tasks.train_limit],
+        "validation": validation[: config.tasks.validation_limit],
     }
     _check(config, splits)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +64,8 @@ def read_tasks(path: Path) -> dict[str, Task]:
     return {task.id: task for task in tasks}
 
 
-def _resolve(specs: tuple[str, ...], limit: int | None, skip: set[str]) -> list[Task]:
-    tasks = [task for spec in specs for task in resolve(spec, skip=skip)]
-    return tasks[:limit]
+def _resolve(specs: tuple[str, ...], skip: set[str]) -> list[Task]:
+    return [task for spec in specs for task in resolve(spec, skip=skip)]
 
 
 def _check(config: Config, splits: dict[str, list[Task]]) -> None:

@@ -63,7 +63,6 @@ def verl_environment(config: Config, run_dir: Path) -> dict[str, str]:
             "MKL_NUM_THREADS": threads,
             # vLLM compiles a helper on its first request even with enforce_eager: 30 s here.
             "TORCHDYNAMO_DISABLE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
         }
     return env
 

@@ -26,6 +26,7 @@ from skiff.sandbox.client import RuntimeClient
 from skiff.tasks import shell
 from skiff.tasks.task import Task
 from skiff.train import tiny
+from skiff.train.solve import with_room
 
 Progress = Callable[[str, float], None]  # what is done, share of it
 Text = list[tuple[str, int]]  # parts of a trace, 1 where the policy spoke
@@ -53,11 +54,9 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
     assert settings is not None  # checked with the config
     tasks = shell.tasks("train")
     letters = tiny.make_tokenizer()  # bytes: the traces themselves are the final one's corpus
-    traces = asyncio.run(_record(_roomy(config), client, letters, tasks, progress))
+    traces = asyncio.run(_record(with_room(config, ROOM), client, letters, tasks, progress))
     rng = random.Random(config.run.seed)
-    texts = [
-        variant for trace in traces for variant in _variants(trace, tasks, letters, rng)
-    ]
+    texts = [variant for trace in traces for variant in _variants(trace, tasks, letters, rng)]
     tokenizer = tiny.make_tokenizer(folder, (part for text in texts for part, _ in text))
     model = tiny.make_model(
         folder,
@@ -67,20 +66,10 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
         context_tokens=config.model.context_tokens,
         seed=config.run.seed,
     )
-    _supervise(config, model, tokenizer, [_encode(tokenizer, text) for text in texts], rng, progress)
-    tiny.save(folder, model, tokenizer)
-
-
-def _roomy(config: Config) -> Config:
-    """The profile with room for traces in bytes, which take several times the tokens."""
-    rollout = config.rollout.model_copy(update={"prompt_tokens": ROOM, "response_tokens": ROOM})
-    return config.model_copy(
-        update={
-            "rollout": rollout,
-            "model": config.model.model_copy(update={"context_tokens": 2 * ROOM}),
-            "agent": config.agent.model_copy(update={"turn_tokens": ROOM}),
-        }
+    _supervise(
+        config, model, tokenizer, [_encode(tokenizer, text) for text in texts], rng, progress
     )
+    tiny.save(folder, model, tokenizer)
 
 
 async def _record(
@@ -197,7 +186,9 @@ def _supervise(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
     if not math.isfinite(loss.item()):
-        raise InfraError("the supervised loss is not finite", remedy="lower warm_start.learning_rate")
+        raise InfraError(
+            "the supervised loss is not finite", remedy="lower warm_start.learning_rate"
+        )
     progress(f"supervised: {step + 1} steps, loss {loss.item():.3f}", 1.0)
 
 

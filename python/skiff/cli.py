@@ -1,0 +1,234 @@
+"""The `skiff` command: parses arguments and calls one function. `skiff COMMAND -h` tells more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from skiff.config import Config, load_config
+from skiff.config.load import dump_toml, parse_config, parse_override
+from skiff.errors import SkiffError
+
+# For commands that need sandboxes but no run; a profile given with --profile replaces it.
+_SANDBOX_PROFILE: dict[str, dict[str, Any]] = {
+    "model": {"path": "none", "context_tokens": 2},
+    "tasks": {"train": [], "validation": []},
+    "rollout": {
+        "trajectories_per_prompt": 2,
+        "prompts_per_step": 1,
+        "prompt_tokens": 1,
+        "response_tokens": 1,
+        "max_concurrent": 4,
+    },
+    "agent": {"turn_tokens": 1},
+    "train": {"steps": 1},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; a SkiffError is printed without a traceback."""
+    parsed = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        return int(parsed.call(parsed, console) or 0)
+    except SkiffError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="skiff", description="Agentic RL of coding agents.")
+    parser.add_argument("--version", action="version", version=version("skiff"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train on this machine")
+    _profile_arguments(run)
+    run.set_defaults(call=_run)
+
+    resume = commands.add_parser("resume", help="go on with a run from its last checkpoint")
+    resume.add_argument("run", type=Path, help="a run folder")
+    resume.set_defaults(call=_resume)
+
+    config = commands.add_parser("config", help="look at a profile").add_subparsers(required=True)
+    show = config.add_parser("show", help="the resolved profile")
+    _profile_arguments(show)
+    show.add_argument("--verl", action="store_true", help="print verl's overrides instead")
+    show.set_defaults(call=_config_show)
+
+    trajectory = commands.add_parser("show", help="read a trajectory")
+    trajectory.add_argument("path", type=Path, help="a run folder or a trajectory file")
+    trajectory.add_argument("--index", type=int, default=-1, help="which of a run (default: last)")
+    trajectory.set_defaults(call=_show)
+
+    report = commands.add_parser("report", help="write report.html of a run, also while it runs")
+    report.add_argument("run", type=Path, help="a run folder")
+    report.set_defaults(call=_report)
+
+    _task_commands(commands.add_parser("tasks", help="build, list, show and check tasks"))
+    return parser
+
+
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("profile", type=Path, help="a TOML profile, e.g. profiles/demo.toml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="replace a value of the profile; may be given several times",
+    )
+    parser.add_argument(
+        "--tasks", metavar="SPEC", help="train on these tasks; a fifth of them validates"
+    )
+    parser.add_argument("--agent", choices=("mini", "openhands"), help="agent.name")
+
+
+def _task_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True)
+    listing = commands.add_parser("list", help="the task specs, or the tasks of one")
+    listing.add_argument("spec", nargs="?")
+    listing.set_defaults(call=_tasks_list)
+
+    show = commands.add_parser("show", help="everything about one task")
+    show.add_argument("spec")
+    show.add_argument("id")
+    show.set_defaults(call=_tasks_show)
+
+    build = commands.add_parser("build", help="make tasks and their image from a package")
+    build.add_argument("shape", choices=("synthetic", "r2e-shaped", "swebench-shaped"))
+    build.add_argument("package", help="NAME or NAME==VERSION on the package index")
+    build.add_argument("--count", type=int, default=20, help="tasks wanted (synthetic)")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--with", dest="extra", action="append", default=[], metavar="REQUIREMENT")
+    build.set_defaults(call=_tasks_build)
+
+    validate = commands.add_parser("validate", help="prove gold patch -> 1.0, empty patch -> 0.0")
+    solve = commands.add_parser("solve", help="run the scripted solver through an agent")
+    for each, call in ((validate, _tasks_validate), (solve, _tasks_solve)):
+        each.add_argument("spec", nargs="+")
+        each.add_argument("--limit", type=int, help="tasks of each spec")
+        each.set_defaults(call=call)
+    validate.add_argument("--skip-list", type=Path, help="write the ids of bad tasks to this file")
+    solve.add_argument("--agent", choices=("mini", "openhands"), default="mini")
+    for each in (build, validate, solve):
+        each.add_argument("--profile", type=Path, help="take limits from this profile")
+
+
+def _load(parsed: argparse.Namespace) -> Config:
+    overrides = dict(parse_override(text) for text in parsed.set)
+    if parsed.agent:
+        overrides["agent.name"] = parsed.agent
+    if parsed.tasks:
+        overrides |= {"tasks.train": [parsed.tasks], "tasks.validation": []}
+    return load_config(parsed.profile, overrides)
+
+
+def _run(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.launch.run import run
+
+    return run(_load(parsed), console)
+
+
+def _resume(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.launch.run import resume
+
+    return resume(parsed.run, console)
+
+
+def _config_show(parsed: argparse.Namespace, console: Console) -> None:
+    config = _load(parsed)
+    if parsed.verl:
+        from skiff.train.overrides import verl_overrides
+
+        print("\n".join(verl_overrides(config, Path("RUN"), config.model.path)))
+    else:
+        print(dump_toml(config))
+
+
+def _show(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.report import show_trajectory
+
+    console.print(show_trajectory(parsed.path, parsed.index))
+
+
+def _report(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.report import summarise, summary_table, write_report
+
+    console.print(summary_table(summarise(parsed.run)))
+    console.print(str(write_report(parsed.run)))
+
+
+def _tasks_list(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.tasks.show import sources_table, tasks_table
+    from skiff.tasks.sources import resolve
+
+    if parsed.spec is None:
+        console.print(sources_table())
+    else:
+        console.print(tasks_table(resolve(parsed.spec), title=parsed.spec))
+
+
+def _tasks_show(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.tasks.show import task_page
+    from skiff.tasks.sources import find, resolve
+
+    console.print(task_page(find(resolve(parsed.spec), parsed.id)))
+
+
+def _tasks_build(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.task_jobs import build
+
+    path = build(
+        parsed.shape,
+        parsed.package,
+        _sandbox_config(parsed.profile),
+        count=parsed.count,
+        seed=parsed.seed,
+        extra=parsed.extra,
+        console=console,
+    )
+    console.print(str(path))
+
+
+def _tasks_validate(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.launch.task_jobs import validate
+    from skiff.tasks.show import verdicts_table
+    from skiff.tasks.validate import write_skip_list
+
+    config = _sandbox_config(parsed.profile)
+    verdicts = validate(parsed.spec, config, limit=parsed.limit, console=console)
+    console.print(verdicts_table(verdicts))
+    if parsed.skip_list:
+        write_skip_list(parsed.skip_list, verdicts)
+    return 0 if all(verdict.valid for verdict in verdicts) else 1
+
+
+def _tasks_solve(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.launch.task_jobs import solve
+
+    base = _sandbox_config(parsed.profile)
+    agent = base.agent.model_copy(update={"name": parsed.agent})
+    config = base.model_copy(update={"agent": agent})
+    trajectories = solve(parsed.spec, config, limit=parsed.limit, console=console)
+    for one in trajectories:
+        reward = "masked" if one.reward is None else f"{one.reward:.1f}"
+        console.print(f"{reward}  {one.task_id}  {one.stop.value} {one.stop_detail}", markup=False)
+    solved = sum(one.reward == 1.0 for one in trajectories)
+    console.print(f"{solved} of {len(trajectories)} solved")
+    return 0 if solved == len(trajectories) else 1
+
+
+def _sandbox_config(profile: Path | None) -> Config:
+    return load_config(profile) if profile else parse_config(_SANDBOX_PROFILE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

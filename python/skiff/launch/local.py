@@ -1,0 +1,173 @@
+"""Both halves of a run on this machine, as two child processes (`skiff run`, `skiff resume`).
+
+The same entry points run under Slurm; this only starts them, watches them and ends them. A runtime
+server that dies is started again on its port, as the trainer's clients know it by that; what was
+lost meanwhile is masked by the trainer. Not covered: several nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skiff import events
+from skiff.config import Config
+from skiff.config.load import write_config
+from skiff.errors import InfraError
+
+RESTARTS = 3  # of the runtime server
+POLL_SECONDS = 0.2
+READY_SECONDS = 60.0
+STOP_SECONDS = 60.0  # a trainer ends Ray, a server its sandboxes
+
+
+@dataclass
+class Halves:
+    """The two processes of one attempt."""
+
+    config: Config
+    run_dir: Path
+    attempt: int
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def rendezvous(self) -> Path:
+        """The file by which the trainer finds the server."""
+        return self.run_dir / "rendezvous" / "runtime.json"
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start `entrypoints/<name>` with its output in logs/."""
+        script = Path(__file__).parents[3] / "entrypoints" / name
+        command = [sys.executable, str(script), "--config", str(self.run_dir / "config.toml")]
+        command += ["--rendezvous", str(self.rendezvous), *arguments]
+        log = self.run_dir / "logs" / f"{name}.{self.attempt:02d}.log"
+        with log.open("ab") as output:
+            self.running[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the launcher, which ends both in order
+            )
+
+    def start_runtime(self, port: int | None = None) -> None:
+        """Start the server, on `port` when it is a restart."""
+        key_file = self.run_dir / "rendezvous" / "key"
+        again = ("--port", str(port)) if port else ()
+        self.start("runtime", "--key-file", str(key_file), *again)
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, and SIGKILL at the deadline."""
+        process = self.running.pop(name, None)
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[[], None]) -> None:
+    """Run to the end; `watch` is called several times a second. Raises InfraError, KeyboardInterrupt.
+
+    On every way out both halves have ended: the trainer first, so that it can still stop its
+    sandboxes.
+    """
+    with _halves(config, run_dir, attempt) as halves:
+        if config.runtime.url is None:
+            halves.start_runtime()
+            _wait_ready(halves)
+        halves.start("train", "--attempt", str(attempt))
+        restarts = 0
+        while (code := halves.running["train"].poll()) is None:
+            watch()
+            server = halves.running.get("runtime")
+            if server is not None and server.poll() is not None:
+                restarts += 1
+                _restart_runtime(halves, restarts)
+            time.sleep(POLL_SECONDS)
+        watch()
+    if code != 0:
+        raise InfraError(
+            last_error(run_dir / "logs" / f"train.{attempt:02d}.log") or f"exit code {code}",
+            where="trainer",
+            remedy=f"see {run_dir / 'logs'}; `skiff resume {run_dir}` goes on from the last checkpoint",
+        )
+
+
+@contextlib.contextmanager
+def runtime_server(config: Config) -> Iterator[tuple[str, str]]:
+    """A runtime server of its own for commands that are no run; yields its url and key."""
+    with tempfile.TemporaryDirectory(prefix="skiff-") as name:
+        folder = Path(name)
+        (folder / "logs").mkdir()
+        (folder / "rendezvous").mkdir()
+        write_config(config, folder / "config.toml")
+        with _halves(config, folder, 1) as halves:
+            halves.start_runtime()
+            _wait_ready(halves)
+            place = json.loads(halves.rendezvous.read_text())
+            yield place["url"], Path(place["key_file"]).read_text().strip()
+
+
+def last_error(log: Path) -> str:
+    """The error that an entry point printed last, without its prefix; "" when there is none."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    _, mark, sentence = (
+        text.rpartition("\nerror: ") if "\nerror: " in text else text.rpartition("error: ")
+    )
+    return sentence.strip() if mark else (text.strip().splitlines() or [""])[-1]
+
+
+@contextlib.contextmanager
+def _halves(config: Config, run_dir: Path, attempt: int) -> Iterator[Halves]:
+    halves = Halves(config, run_dir, attempt)
+    halves.rendezvous.unlink(missing_ok=True)  # of an earlier attempt
+    ended = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    try:
+        yield halves
+    finally:
+        halves.stop("train")
+        halves.stop("runtime")
+        for number, handler in ended.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _wait_ready(halves: Halves) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    server = halves.running["runtime"]
+    log = halves.run_dir / "logs" / f"runtime.{halves.attempt:02d}.log"
+    while not halves.rendezvous.exists():
+        if server.poll() is not None:
+            raise InfraError(last_error(log), where="runtime server", remedy=f"log: {log}")
+        if time.monotonic() > deadline:
+            raise InfraError(
+                f"was not ready within {READY_SECONDS:g} s",
+                where="runtime server",
+                remedy=f"log: {log}",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _restart_runtime(halves: Halves, restarts: int) -> None:
+    server = halves.running.pop("runtime")
+    what = f"the runtime server ended with exit code {server.returncode}"
+    events.emit(halves.run_dir, "error", what=what, restart=restarts)
+    if restarts > RESTARTS:
+        raise InfraError(f"{what}, {restarts} times", where="runtime server")
+    port = json.loads(halves.rendezvous.read_text())["port"] if halves.rendezvous.exists() else None
+    halves.start_runtime(port)

@@ -1,0 +1,32 @@
+"""The environment that the trainer's process tree starts with.
+
+A launching shell carries things that break Ray or reach another job: a foreign Ray cluster, uv's
+and virtualenv's variables (Ray would make the environment anew on each worker), Slurm's and PMI's
+rank variables. They are left out; the rest passes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from skiff.config.secrets import NAMES
+
+_DROPPED = ("RAY_", "UV_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "WANDB_RUN")
+_DROPPED_NAMES = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", *NAMES}
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` without what must not reach the workers, and with our interpreter first in PATH.
+
+    Secrets are dropped, too: the caller adds those that it has read from their own place.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in _DROPPED_NAMES and not name.startswith(_DROPPED)
+    }
+    kept["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', '/usr/bin:/bin')}"
+    kept["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    return kept
