@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from skiff.errors import ConfigError
@@ -16,14 +17,14 @@ NAMES = ("WANDB_API_KEY", "HF_TOKEN")
 
 
 def load_secrets(
-    environ: dict[str, str] | None = None, folder: Path | None = None
+    environ: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> dict[str, str]:
     """The known secrets that are set. The environment wins over the file.
 
     Raises ConfigError when the file is readable by others or holds an unknown or broken line (the
     line's value is not shown).
     """
-    env = dict(os.environ) if environ is None else environ
+    env = os.environ if environ is None else environ
     named = env.get("SKIFF_SECRETS")
     path = Path(named) if named else (folder or Path.cwd()) / ".env"
     found = _read(path, required=named is not None)

@@ -78,10 +78,10 @@ class Halves:
 
 
 def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[[], None]) -> None:
-    """Run to the end; `watch` is called several times a second. Raises InfraError, KeyboardInterrupt.
+    """Run to the end; `watch` is called several times a second.
 
     On every way out both halves have ended: the trainer first, so that it can still stop its
-    sandboxes.
+    sandboxes. Raises InfraError with the trainer's or the server's last words, KeyboardInterrupt.
     """
     with _halves(config, run_dir, attempt) as halves:
         if config.runtime.url is None:
@@ -101,7 +101,7 @@ def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[
         raise InfraError(
             last_error(run_dir / "logs" / f"train.{attempt:02d}.log") or f"exit code {code}",
             where="trainer",
-            remedy=f"see {run_dir / 'logs'}; `skiff resume {run_dir}` goes on from the last checkpoint",
+            remedy=f"logs: {run_dir / 'logs'}; `skiff resume {run_dir}` goes on from the checkpoint",
         )
 
 
@@ -123,9 +123,7 @@ def runtime_server(config: Config) -> Iterator[tuple[str, str]]:
 def last_error(log: Path) -> str:
     """The error that an entry point printed last, without its prefix; "" when there is none."""
     text = log.read_text(errors="replace") if log.exists() else ""
-    _, mark, sentence = (
-        text.rpartition("\nerror: ") if "\nerror: " in text else text.rpartition("error: ")
-    )
+    _, mark, sentence = f"\n{text}".rpartition("\nerror: ")
     return sentence.strip() if mark else (text.strip().splitlines() or [""])[-1]
 
 

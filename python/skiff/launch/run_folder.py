@@ -8,7 +8,6 @@ logs/ events.jsonl trajectories/ metrics/ ckpt/ model/ report.html
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def new_attempt(folder: Path) -> int:
     number = 1
     while True:
         try:
-            os.mkdir(folder / "attempts" / f"{number:02d}")
+            (folder / "attempts" / f"{number:02d}").mkdir()
         except FileExistsError:
             number += 1
         else:

@@ -86,7 +86,7 @@ class EnginePolicy:
         return Generation(ids, log_probs, stop, output.num_preempted or 0)
 
 
-class SkiffAgentLoop(AgentLoopBase):  # type: ignore[misc]
+class SkiffAgentLoop(AgentLoopBase):
     """verl makes one per trajectory; it holds no state of its own."""
 
     def __init__(self, *args: Any, hf_model_type: str | None = None, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from skiff.files import write_atomic
 from skiff.train.resume import MARKER
 
 
-class PublishCheckpoint(CheckpointCallback):  # type: ignore[misc]
+class PublishCheckpoint(CheckpointCallback):
     """verl's `trainer.checkpoint_callback_class`: mark a finished checkpoint and say so."""
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:

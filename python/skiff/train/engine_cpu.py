@@ -17,13 +17,13 @@ from verl.workers.engine.fsdp.transformer_impl import (
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")
-class CpuEngineWithLMHead(FSDPEngineWithLMHead):  # type: ignore[misc]
+class CpuEngineWithLMHead(FSDPEngineWithLMHead):
     """Actor and reference policy."""
 
     def _build_fsdp_module(self, module: Any) -> Any:
         # There is nowhere to offload to: weights already live in host memory.
-        config = self.engine_config
-        self.engine_config = dataclasses.replace(config, forward_only=False)
+        config: Any = self.engine_config
+        self.engine_config: Any = dataclasses.replace(config, forward_only=False)
         try:
             return super()._build_fsdp_module(module)
         finally:
@@ -31,7 +31,7 @@ class CpuEngineWithLMHead(FSDPEngineWithLMHead):  # type: ignore[misc]
 
 
 @EngineRegistry.register(model_type="value_model", backend=["fsdp2"], device="cpu")
-class CpuEngineWithValueHead(FSDPEngineWithValueHead):  # type: ignore[misc]
+class CpuEngineWithValueHead(FSDPEngineWithValueHead):
     """Critic: one value per token."""
 
     def _build_module(self) -> Any:

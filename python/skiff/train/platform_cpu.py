@@ -42,7 +42,7 @@ _DEVICE_MODULE = _device_module()
 
 
 @PlatformRegistry.register(platform="cpu")
-class PlatformCPU(PlatformBase):  # type: ignore[misc]
+class PlatformCPU(PlatformBase):
     """The host's processor as verl's accelerator. One Ray "GPU" stands for one trainer rank."""
 
     @property

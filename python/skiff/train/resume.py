@@ -28,7 +28,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def settle(folder: Path) -> int:
-    """Point verl's tracker at the newest whole checkpoint; returns its step, 0 when there is none."""
+    """Point verl's tracker at the newest whole checkpoint; returns its step, 0 without any."""
     steps = complete_steps(folder)
     tracker = folder / TRACKER
     if not steps:

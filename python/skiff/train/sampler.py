@@ -22,7 +22,7 @@ POLL_SECONDS = 0.1
 GRACE_SECONDS = 60.0  # Ray calls, decoding and queueing beside the trajectories' own deadlines
 
 
-class SkiffReplayBuffer(ReplayBuffer):  # type: ignore[misc]
+class SkiffReplayBuffer(ReplayBuffer):
     """Synchronous sampling with the profile's bounds. Raises InfraError, which ends the run."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ def time_limit(config: Config, trajectories: int) -> float:
 
 
 def loss_sentence(config: Config, expected: int, masked: int) -> str:
-    """Why a step that lost `masked` of `expected` trajectories must end the run; "" if it need not."""
+    """Why a step that lost `masked` of `expected` trajectories ends the run; "" when it does not."""
     if masked and config.train.on_infra_failure == "stop":
         return (
             f"{masked} of {expected} trajectories failed for infrastructure reasons and"

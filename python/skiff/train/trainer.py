@@ -18,8 +18,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from skiff import events
 from skiff.config import Config, load_run_config
 from skiff.config.secrets import load_secrets
@@ -93,7 +91,7 @@ def find_runtime(rendezvous: Path) -> None:
 def write_agent_loop(run_dir: Path) -> None:
     """The file through which verl finds our agent loop."""
     target = "skiff.train.agent_loop.SkiffAgentLoop"
-    text = yaml.safe_dump([{"name": AGENT_LOOP, "_target_": target}])
+    text = json.dumps([{"name": AGENT_LOOP, "_target_": target}])  # JSON is YAML, too
     write_atomic(run_dir / "data" / "agent_loop.yaml", text)
 
 
