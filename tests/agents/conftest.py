@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from skiff.agents.scripted import ScriptedPolicy
 from skiff.agents.tokens import Limits, TokenBuffer
 from skiff.agents.trajectory import Generation, Trajectory
 from skiff.config import Config
-from skiff.config.load import parse_config
 from skiff.sandbox.client import CommandResult
 from skiff.tasks.task import ScriptGrade, Task
 from skiff.train.tiny import make_tokenizer
@@ -24,25 +23,12 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def make_config() -> Callable[..., Config]:
-    """`make_config(agent={...}, rollout={...}, model={...})`: a small, valid config."""
+def make_config(runtime_config: Callable[..., Config]) -> Callable[..., Config]:
+    """`make_config(agent={...}, rollout={...})`: a valid config with short times."""
 
-    def make(**sections: dict[str, Any]) -> Config:
-        data: dict[str, dict[str, Any]] = {
-            "model": {"path": "none", "context_tokens": 8192},
-            "tasks": {"train": ["shell:train"], "validation": ["shell:validation"]},
-            "rollout": {
-                "trajectories_per_prompt": 2,
-                "prompts_per_step": 1,
-                "prompt_tokens": 4096,
-                "response_tokens": 4096,
-            },
-            "agent": {"command_seconds": 20, "grade_seconds": 20, "trajectory_seconds": 60},
-            "train": {"steps": 1},
-        }
-        for name, values in sections.items():
-            data.setdefault(name, {}).update(values)
-        return parse_config(data)
+    def make(*, agent: Mapping[str, Any] | None = None, **sections: Any) -> Config:
+        times = {"command_seconds": 20, "grade_seconds": 20, "trajectory_seconds": 60}
+        return runtime_config(agent={**times, **(agent or {})}, **sections)
 
     return make
 

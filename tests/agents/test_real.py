@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from skiff.agents.run import run_trajectory
 from skiff.agents.scripted import ScriptedPolicy, render_answers, solution_answers
-from skiff.agents.trajectory import StopReason, Trajectory
+from skiff.agents.trajectory import Generation, StopReason, Trajectory
 from skiff.config import Config
-from skiff.sandbox.client import RuntimeClient
+from skiff.sandbox.client import RuntimeClient, Sandbox, SandboxSpec
 from skiff.tasks.shell import tasks
 from skiff.tasks.task import Task
 
@@ -28,14 +29,21 @@ def shell_task() -> Task:
 def run(runtime_client: RuntimeClient, make_config: Callable[..., Config], tokenizer: Any) -> Run:
     """`run(task, agent, answers)`: one trajectory of the scripted policy."""
 
-    async def play(task: Task, agent: str, answers: list[str], **limits: Any) -> Trajectory:
+    async def play(
+        task: Task,
+        agent: str,
+        answers: list[str],
+        *,
+        client: RuntimeClient = runtime_client,
+        **limits: Any,
+    ) -> Trajectory:
         return await run_trajectory(
             task,
             config=make_config(agent={"name": agent, **limits}),
             policy=ScriptedPolicy(tokenizer, answers),
             tokenizer=tokenizer,
             model_type="qwen3",
-            client=runtime_client,
+            client=client,
             sampling={"temperature": 1.0},
             request_id=f"{task.id}-{agent}",
         )
@@ -142,3 +150,71 @@ async def test_trajectories_run_side_by_side(run: Run) -> None:
         )
     )
     assert [trajectory.reward for trajectory in found] == [1.0] * len(chosen)
+
+
+@pytest.fixture
+def before_second_answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """`before_second_answer(act)`: awaits `act()` when the policy is asked again."""
+    answer = ScriptedPolicy.generate
+
+    def arrange(act: Callable[[], Any]) -> None:
+        calls: list[int] = []
+
+        async def act_then_answer(self: ScriptedPolicy, *call: Any) -> Generation:
+            calls.append(1)
+            if len(calls) == 2:
+                await act()
+            return await answer(self, *call)
+
+        monkeypatch.setattr(ScriptedPolicy, "generate", act_then_answer)
+
+    return arrange
+
+
+def assert_masked_after_the_first_turn(trajectory: Trajectory) -> None:
+    assert trajectory.stop is StopReason.INFRA
+    assert trajectory.reward is None
+    assert [turn.exit_code for turn in trajectory.turns] == [0, None]
+    assert sum(trajectory.response_mask) > 0
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_sandbox_that_dies_is_masked(
+    run: Run,
+    shell_task: Task,
+    agent: str,
+    runtime_client: RuntimeClient,
+    before_second_answer: Callable[[Callable[[], Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Sandbox] = []
+    start = runtime_client.start
+
+    async def remember(spec: SandboxSpec) -> Sandbox:
+        started.append(await start(spec))
+        return started[-1]
+
+    monkeypatch.setattr(runtime_client, "start", remember)
+    before_second_answer(lambda: started[0].stop())
+    trajectory = await run(shell_task, agent, render_answers(["echo one", "echo two"], agent))
+    assert_masked_after_the_first_turn(trajectory)
+    assert started[0].session_id in trajectory.stop_detail
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_server_that_is_killed_masks_its_trajectories(
+    run: Run,
+    shell_task: Task,
+    agent: str,
+    debian_image: str,
+    launch_server: Callable[..., Any],
+    make_config: Callable[..., Config],
+    before_second_answer: Callable[[Callable[[], Any]], None],
+) -> None:
+    server = launch_server(make_config())
+    before_second_answer(lambda: asyncio.to_thread(server.end, signal.SIGKILL))
+    async with RuntimeClient([server.url], server.key) as client:
+        answers = render_answers(["echo one", "echo two"], agent)
+        trajectory = await run(shell_task, agent, answers, client=client)
+    launch_server(make_config())  # sweeps what the killed one left
+    assert_masked_after_the_first_turn(trajectory)
