@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -19,13 +17,10 @@ import tomli_w
 from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.images.sandbox import ensure_sandbox_image
-from skiff.podman import image_exists, import_rootfs
 from skiff.sandbox import RuntimeClient
 from skiff.tasks.shell import IMAGE
 
 ENTRYPOINT = Path(__file__).parents[1] / "entrypoints" / "runtime"
-BUSYBOX = Path("/bin/busybox")
-BUSYBOX_IMAGE = "localhost/skiff/test-busybox:1"
 START_SECONDS = 60
 
 
@@ -34,35 +29,6 @@ def debian_image() -> str:
     """An image with bash, git and python3."""
     ensure_sandbox_image()
     return IMAGE
-
-
-@pytest.fixture(scope="session")
-def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that is one static busybox: no bash, no libc."""
-    if not image_exists(BUSYBOX_IMAGE):
-        assert BUSYBOX.exists(), "these tests need Debian's package busybox-static"
-        tar = tmp_path_factory.mktemp("busybox") / "root.tar"
-        _write_busybox_rootfs(tar)
-        import_rootfs(tar, BUSYBOX_IMAGE, changes=["ENV GREETING=hello"])
-    return BUSYBOX_IMAGE
-
-
-def _write_busybox_rootfs(tar: Path) -> None:
-    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True)
-    with tarfile.open(tar, "w") as archive:
-        for name in ("bin", "etc", "root", "tmp"):
-            folder = tarfile.TarInfo(name)
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(folder)
-        archive.add(BUSYBOX, "bin/busybox")
-        for applet in sorted({*applets.stdout.split()} - {"busybox"}):
-            link = tarfile.TarInfo(f"bin/{applet}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(link)
-        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
-        entry = tarfile.TarInfo("etc/passwd")
-        entry.size = len(passwd)
-        archive.addfile(entry, io.BytesIO(passwd))
 
 
 def _config(**sections: dict[str, Any]) -> Config:

@@ -23,18 +23,8 @@ from skiff.runtime.shell import SPARE_PIDS
 from skiff.runtime.watchdog import Watchdog
 
 LABEL = "skiff.server"
-CAPABILITIES = (
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "NET_BIND_SERVICE",
-    "SETFCAP",
-    "SETGID",
-    "SETUID",
-    "SYS_CHROOT",
-)
+# Of podman's default capabilities. Adding to none instead would give them to users but root too.
+DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP")
 CPU_PERIOD = 100_000  # microseconds
 REMOVE_ATTEMPTS = 5
 
@@ -205,8 +195,7 @@ class PodmanBackend:
             "labels": {LABEL: self._server_id},
             "netns": {"nsmode": "slirp4netns" if limits.network else "none"},
             "use_image_resolve_conf": not limits.network,
-            "cap_drop": ["all"],
-            "cap_add": list(CAPABILITIES),
+            "cap_drop": list(DROPPED_CAPABILITIES),
             "no_new_privileges": True,
             "image_volume_mode": "anonymous",
             "log_configuration": {"driver": "none"},

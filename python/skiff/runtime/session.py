@@ -101,10 +101,11 @@ class Session:
 
     async def read(self, path: str) -> bytes:
         """See `backend.Container.read`."""
-        done = await self._script(shell.READ, path.encode(), cap=2 * FILE_BYTES)
+        most = FILE_BYTES + 1
+        done = await self._script(shell.READ, path.encode(), b"%d" % most, cap=2 * most)
         if done.exit_code == shell.NOT_FOUND:
             raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
-        if done.truncated or len(done.stdout) > FILE_BYTES:
+        if len(done.stdout) > FILE_BYTES:
             raise OSError(errno.EFBIG, f"larger than {FILE_BYTES >> 20} MiB", path)
         _check(done, path)
         return done.stdout

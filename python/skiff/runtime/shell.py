@@ -61,7 +61,7 @@ skiff_run() {
 
 # Internal file operations, run by `sh -c`. Their exit codes: 0 done, 1 with the reason on stderr.
 NOT_FOUND = 44
-READ = f'if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec cat <"$1"'
+READ = f'if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec head -c "$2" <"$1"'
 WRITE_FIRST = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; printf %b "$2" >"$1"'
 WRITE_MORE = 'printf %b "$2" >>"$1"'
 SET_MODE = 'chmod -- "$2" "$1"'

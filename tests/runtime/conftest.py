@@ -1,0 +1,110 @@
+"""Images and helpers for the server's tests."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from skiff.config import Config
+from skiff.podman import build, check_podman, image_exists, import_rootfs
+from skiff.runtime.podman_backend import LABEL
+from skiff.sandbox import RuntimeClient, Sandbox, SandboxSpec
+
+BUSYBOX = Path("/bin/busybox")
+BUSYBOX_IMAGE = "localhost/skiff/test-busybox:1"
+PLAIN_IMAGE = "localhost/skiff/test-plain:1"
+Images = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that is one static busybox: no bash, no libc."""
+    if not image_exists(BUSYBOX_IMAGE):
+        assert BUSYBOX.exists(), "these tests need Debian's package busybox-static"
+        tar = tmp_path_factory.mktemp("busybox") / "root.tar"
+        _write_busybox_rootfs(tar)
+        import_rootfs(tar, BUSYBOX_IMAGE, changes=["ENV GREETING=hello"])
+    return BUSYBOX_IMAGE
+
+
+def _write_busybox_rootfs(tar: Path) -> None:
+    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True)
+    with tarfile.open(tar, "w") as archive:
+        for name in ("bin", "etc", "root", "tmp"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        archive.add(BUSYBOX, "bin/busybox")
+        for applet in sorted({*applets.stdout.split()} - {"busybox"}):
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\n"
+        entry = tarfile.TarInfo("etc/passwd")
+        entry.size = len(passwd)
+        archive.addfile(entry, io.BytesIO(passwd))
+
+
+@pytest.fixture(scope="session")
+def plain_image(debian_image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Debian without bash and setsid, whose user is not root."""
+    if not image_exists(PLAIN_IMAGE):
+        context = tmp_path_factory.mktemp("plain")
+        (context / "Dockerfile").write_text(
+            f"FROM {debian_image}\n"
+            "RUN mkdir /home/agent && chown 1000:1000 /home/agent && rm /bin/bash /usr/bin/setsid\n"
+            "USER 1000:1000\n"
+        )
+        build(context, PLAIN_IMAGE)
+    return PLAIN_IMAGE
+
+
+@pytest.fixture(scope="session")
+def images(debian_image: str, busybox_image: str, plain_image: str) -> Images:
+    """The images by name."""
+    return {"debian": debian_image, "busybox": busybox_image, "plain": plain_image}
+
+
+@pytest.fixture(scope="session")
+def make_spec(runtime_config: Callable[..., Config]) -> Callable[..., SandboxSpec]:
+    """`make_spec(image, memory_mib=64, ...)`: a spec with small limits."""
+
+    def make(image: str, *, workdir: str = "/", env: Any = None, **limits: Any) -> SandboxSpec:
+        small = {"memory_mib": 128, "pids": 64, "disk_mib": 128, **limits}
+        config = runtime_config(sandbox=small)
+        return SandboxSpec.from_config(config, image=image, workdir=workdir, env=env or {})
+
+    return make
+
+
+Opened = Callable[..., AbstractAsyncContextManager[Sandbox]]
+
+
+@pytest.fixture
+def opened(runtime_client: RuntimeClient, make_spec: Callable[..., SandboxSpec]) -> Opened:
+    """`async with opened(image, ...) as sandbox`: a sandbox of the shared server."""
+
+    @asynccontextmanager
+    async def open_one(image: str, **options: Any) -> AsyncIterator[Sandbox]:
+        async with runtime_client.sandbox(make_spec(image, **options)) as sandbox:
+            yield sandbox
+
+    return open_one
+
+
+@pytest.fixture(scope="session")
+def containers_of() -> Callable[[Path], list[str]]:
+    """`containers_of(folder)`: ids of the containers of the server whose run folder it is."""
+
+    def listed(folder: Path) -> list[str]:
+        server_id = (folder / "runtime" / "server_id").read_text()
+        wanted = f"label={LABEL}={server_id}"
+        return check_podman(["ps", "--all", "--quiet", "--filter", wanted]).decode().split()
+
+    return listed
