@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from skiff.agents.episode import Episode
+from skiff.agents.run import PHASES
 from skiff.agents.scripted import ScriptedPolicy
 from skiff.agents.tokens import Limits, TokenBuffer
 from skiff.agents.trajectory import Generation, Trajectory
@@ -149,7 +150,7 @@ def stage(tokenizer: Any, make_config: Callable[..., Config], task: Task) -> Cal
             request_id="r1",
             sandbox=sandbox,  # type: ignore[arg-type]
             buffer=TokenBuffer.create(tokenizer, "qwen3", Limits.from_config(config)),
-            trajectory=Trajectory(task_id=task.id),
+            trajectory=Trajectory(task_id=task.id, seconds=dict.fromkeys(PHASES, 0.0)),
             deadline=float("inf"),
         )
         return Stage(episode, policy, sandbox, tokenizer)

@@ -44,7 +44,7 @@ async def test_finish_finishes(stage: Stage, result: Result) -> None:
     assert stop.reason is StopReason.FINISHED
     assert scene.sandbox.commands == ["ls", "false"]
     turns = scene.episode.trajectory.turns
-    assert [turn.action for turn in turns] == ["ls", "false", ""]
+    assert [turn.action for turn in turns] == ["ls", "false", "finish"]
     assert [turn.exit_code for turn in turns] == [0, 1, None]
     assert [turn.observation for turn in turns] == ["a.txt\n[exit code 0]", "[exit code 1]", ""]
 

@@ -111,5 +111,4 @@ def timed(trajectory: Trajectory, phase: str) -> Iterator[Callable[[], float]]:
     try:
         yield lambda: time.monotonic() - begun
     finally:
-        spent = time.monotonic() - begun
-        trajectory.seconds[phase] = trajectory.seconds.get(phase, 0.0) + spent
+        trajectory.seconds[phase] += time.monotonic() - begun

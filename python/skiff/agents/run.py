@@ -23,6 +23,7 @@ from skiff.tasks.lifecycle import extract_patch, grade, prepare
 from skiff.tasks.task import Task
 
 Agent = Callable[[Episode], Awaitable[Stop]]
+PHASES = ("start", "generate", "tools", "grade")  # the keys of Trajectory.seconds
 
 
 async def run_trajectory(
@@ -42,13 +43,16 @@ async def run_trajectory(
     raises for a failure of task, sandbox or engine: the trajectory then has stop = INFRA, reward
     None and the sentence in stop_detail. All that was started has ended when this returns.
     """
-    trajectory = Trajectory(task_id=task.id)
+    trajectory = Trajectory(task_id=task.id, seconds=dict.fromkeys(PHASES, 0.0))
+    agent = _agent(config.agent.name)
     buffer = TokenBuffer.create(tokenizer, model_type, Limits.from_config(config))
     spec = SandboxSpec.from_config(config, image=task.image, workdir=task.workdir, env=task.env)
-    deadline = asyncio.timeout(config.agent.trajectory_seconds)
+    now = asyncio.get_running_loop().time
+    begun = now()
+    end = begun + config.agent.trajectory_seconds
+    deadline = asyncio.timeout_at(end)
     try:
         async with deadline:
-            agent_end = _now() + _agent_seconds(task, config)
             async with AsyncExitStack() as stack:
                 with timed(trajectory, "start"):
                     sandbox = await stack.enter_async_context(client.sandbox(spec))
@@ -63,15 +67,15 @@ async def run_trajectory(
                     sandbox=sandbox,
                     buffer=buffer,
                     trajectory=trajectory,
-                    deadline=agent_end,
+                    deadline=begun + _agent_seconds(task, config),
                 )
-                stop = await _act(episode)
+                stop = await _act(agent, episode)
                 trajectory.stop, trajectory.stop_detail = stop.reason, stop.detail
                 trajectory.patch = await extract_patch(
                     sandbox, task, timeout=config.agent.command_seconds
                 )
             with timed(trajectory, "grade"):
-                seconds = min(_grade_seconds(task, config), (deadline.when() or 0.0) - _now())
+                seconds = min(_grade_seconds(task, config), end - now())
                 result = await grade(client, spec, task, trajectory.patch, timeout=seconds)
             trajectory.reward, trajectory.grade_output = result.reward, result.output
     except (SkiffError, OSError) as error:  # a passed deadline is a TimeoutError, thus an OSError
@@ -89,12 +93,12 @@ async def run_trajectory(
     return trajectory
 
 
-async def _act(episode: Episode) -> Stop:
+async def _act(agent: Agent, episode: Episode) -> Stop:
     """Run the agent until it ends, the context is full or its time is used up."""
     limit = asyncio.timeout_at(episode.deadline)
     try:
         async with limit:
-            return await _agent(episode.agent.name)(episode)
+            return await agent(episode)
     except ContextFullError as full:
         return Stop(StopReason.CONTEXT, str(full))
     except TimeoutError:
@@ -119,7 +123,3 @@ def _agent_seconds(task: Task, config: Config) -> float:
 
 def _grade_seconds(task: Task, config: Config) -> float:
     return task.grade_seconds or config.agent.grade_seconds
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

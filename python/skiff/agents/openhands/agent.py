@@ -43,7 +43,10 @@ async def run(episode: Episode) -> Stop:
             error = conversation.exception()
         if failure := session.failure or error:
             raise failure
-        return conversation.result()
+        stop = conversation.result()
+    if stop.reason is StopReason.FINISHED:
+        episode.turn.action = "finish"
+    return stop
 
 
 def agent_settings(session: str, task: Task) -> dict[str, Any]:

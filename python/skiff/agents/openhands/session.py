@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
+from uuid import uuid4
 
 from skiff.agents.episode import Episode
 from skiff.agents.openhands.editor import Editor
@@ -112,8 +113,8 @@ def news(before: Sequence[Message], after: Sequence[Message]) -> list[Message]:
 
 @contextmanager
 def open_session(episode: Episode) -> Iterator[tuple[str, Session]]:
-    """Register a session under the trajectory's request id while the block runs."""
-    key = episode.request_id
+    """Register a session under a fresh key while the block runs."""
+    key = uuid4().hex
     session = _SESSIONS[key] = Session(episode)
     try:
         yield key, session
