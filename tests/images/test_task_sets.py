@@ -17,7 +17,7 @@ from skiff.images.package import ensure_plain_image
 from skiff.images.sandbox import PYTHON, ensure_sandbox_image
 from skiff.podman import run_podman
 from skiff.sandbox.client import RuntimeClient, SandboxSpec
-from skiff.tasks.lifecycle import extract_patch, prepare
+from skiff.tasks.lifecycle import extract_patch, grade, prepare
 from skiff.tasks.package import Package, normalized, unpack
 from skiff.tasks.sources import resolve
 from skiff.tasks.task import Task
@@ -127,6 +127,11 @@ async def test_the_agent_meets_the_bug_but_not_the_original(
         assert gold[0] not in module.splitlines()
         found = await sandbox.run("git rev-list --all --count", timeout=60)
         assert found.text.strip() == "1"
+        for command in task.solution:
+            assert (await sandbox.run(command, timeout=60)).exit_code == 0
+        patch = await extract_patch(sandbox, task, timeout=60)
+    result = await grade(runtime_client, spec, task, patch, timeout=60)
+    assert result.reward == 1.0, result
 
 
 async def test_r2e_shaped(runtime_client: RuntimeClient, sandbox_config: Config) -> None:

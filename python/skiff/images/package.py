@@ -131,7 +131,7 @@ def _virtual_environment(root: Path, place: str, package: Package) -> None:
     """What `python3 -m venv` and an editable install would leave at /`place`."""
     home = root / place
     site = home / "lib" / f"python{PYTHON}" / "site-packages"
-    shutil.copytree(package.site, site, ignore=shutil.ignore_patterns("bin", ".lock"))
+    shutil.copytree(package.site, site)
     (site / "editable.pth").write_text(f"/{WORKDIR}/{package.prefix}".rstrip("/") + "\n")
     (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     programs = home / "bin"

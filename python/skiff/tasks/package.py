@@ -123,6 +123,7 @@ def _install(requirements: Sequence[str], site: Path, python: str) -> None:
     if shutil.which("uv") is None:
         raise InfraError("uv is not installed", where="packages", remedy="install uv")
     _run([*command, "--target", str(site), *requirements], f"dependencies of {requirements[0]}")
+    shutil.rmtree(site / "bin", ignore_errors=True)  # its scripts name the host's interpreter
 
 
 def _take_out_package(site: Path, name: str) -> list[str]:

@@ -134,14 +134,19 @@ def to_task(bug: Bug, package: Package, image: str, *, number: int, seed: int) -
         image=image,
         prompt=_prompt(bug, package),
         workdir=WORKDIR,
-        setup=f"git apply --whitespace=nowarn <<'SKIFF_BUG'\n{bug.mutation.patch}SKIFF_BUG",
+        setup=_git_apply(bug.mutation.patch, "SKIFF_BUG"),
         grade=PassGrade(
             script=f"rm -rf {restore}\ncp -a {PRISTINE}/. .\n{_test_command(bug.test_files)}",
             fail_to_pass=tuple(failing),
             pass_to_pass=tuple(passing),
         ),
         gold_patch=bug.mutation.gold_patch,
+        solution=(_git_apply(bug.mutation.gold_patch, "SKIFF_FIX"),),
     )
+
+
+def _git_apply(patch: str, end: str) -> str:
+    return f"git apply --whitespace=nowarn <<'{end}'\n{patch}{end}"
 
 
 def _prompt(bug: Bug, package: Package) -> str:
