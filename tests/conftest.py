@@ -83,17 +83,21 @@ class Server:
         return self.process.wait(timeout=START_SECONDS)
 
 
-def _launch(folder: Path, config: Config) -> Server:
-    folder.mkdir(exist_ok=True)
+def _arguments(folder: Path, config: Config) -> list[str]:
     (folder / "config.toml").write_text(
         tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
     )
-    log = folder / "server.log"
     names = {"--config": "config.toml", "--rendezvous": "runtime.json", "--key-file": "key"}
-    arguments = [word for key, name in names.items() for word in (key, str(folder / name))]
+    options = [word for key, name in names.items() for word in (key, str(folder / name))]
+    return [str(ENTRYPOINT), *options]
+
+
+def _launch(folder: Path, config: Config) -> Server:
+    folder.mkdir(exist_ok=True)
+    log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ENTRYPOINT), *arguments], stdout=output, stderr=output
+            [sys.executable, *_arguments(folder, config)], stdout=output, stderr=output
         )
     rendezvous = folder / "runtime.json"
     deadline = time.monotonic() + START_SECONDS
@@ -103,6 +107,12 @@ def _launch(folder: Path, config: Config) -> Server:
             pytest.fail(f"the server did not come up: {log.read_text()}")
         time.sleep(0.05)
     return Server(process, folder, json.loads(rendezvous.read_text()), log)
+
+
+@pytest.fixture(scope="session")
+def server_arguments() -> Callable[[Path, Config], list[str]]:
+    """`server_arguments(folder, config)`: the entry point and its arguments."""
+    return _arguments
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def run_podman(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `podman <arguments>` to its end, whatever its exit status. `timeout` in seconds.
 
-    Raises InfraError when it can't be started or outlives the timeout.
+    Raises InfraError when it is not installed or outlives the timeout.
     """
     return _run(arguments, podman_environment(), stdin=stdin, timeout=timeout)
 
@@ -178,7 +178,6 @@ def end_pause_process() -> None:
 def _run(
     arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes | None, timeout: float
 ) -> subprocess.CompletedProcess[bytes]:
-    where = f"podman {' '.join(arguments[:2])}"
     try:
         return subprocess.run(
             ["podman", *arguments],
@@ -189,16 +188,17 @@ def _run(
             timeout=timeout,
             check=False,
         )
-    except FileNotFoundError as error:
-        raise InfraError(
-            "podman is not installed", where=where, remedy="install podman (4.3 or newer) and runc"
-        ) from error
     except subprocess.TimeoutExpired as error:
+        where = f"podman {' '.join(arguments[:2])}"
         raise InfraError(f"no end after {timeout:g} s", where=where) from error
 
 
 @functools.cache
 def _environment(root: str) -> Mapping[str, str]:
+    if shutil.which("podman") is None:
+        raise InfraError(
+            "podman is not installed", remedy="install podman (4.3 or newer) and runc or crun"
+        )
     run_dir = podman_run_dir()
     folder = Path(root)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -73,11 +73,18 @@ def images(debian_image: str, busybox_image: str, plain_image: str) -> Images:
 
 @pytest.fixture(scope="session")
 def make_spec(runtime_config: Callable[..., Config]) -> Callable[..., SandboxSpec]:
-    """`make_spec(image, memory_mib=64, ...)`: a spec with small limits."""
+    """`make_spec(image, config=..., workdir=..., env=..., memory_mib=64)`: small limits."""
 
-    def make(image: str, *, workdir: str = "/", env: Any = None, **limits: Any) -> SandboxSpec:
+    def make(
+        image: str,
+        *,
+        config: Config | None = None,
+        workdir: str = "/",
+        env: Any = None,
+        **limits: Any,
+    ) -> SandboxSpec:
         small = {"memory_mib": 128, "pids": 64, "disk_mib": 128, **limits}
-        config = runtime_config(sandbox=small)
+        config = config or runtime_config(sandbox=small)
         return SandboxSpec.from_config(config, image=image, workdir=workdir, env=env or {})
 
     return make

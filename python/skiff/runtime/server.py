@@ -31,6 +31,7 @@ from skiff.runtime.listeners import Listeners, listen
 from skiff.runtime.podman_backend import PodmanBackend
 from skiff.runtime.sandbox_api import sandbox_app
 from skiff.runtime.sandboxes import Sandboxes
+from skiff.sandbox.key import read_key_file
 
 STATE_FOLDER = "runtime"
 KEEP_ALIVE_SECONDS = 75  # longer than the client's, or a call could meet a closing connection
@@ -102,13 +103,13 @@ async def serve(
 
 
 def read_or_make_key(path: Path) -> str:
-    """The run's key; a new one, readable only by its owner, when there is no such file."""
+    """The run's key; a new one, readable only by its owner, when there is no such file.
+
+    Raises ConfigError when others can read it.
+    """
     if not path.exists():
         write_atomic(path, secrets.token_urlsafe(32) + "\n", mode=0o600)
-    key = path.read_text().strip()
-    if not key:
-        raise ConfigError("is empty", where=str(path), remedy="remove it; a new key is made")
-    return key
+    return read_key_file(path)
 
 
 def _publish(rendezvous: Path, host: str, port: int, key_file: Path) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import itertools
 import os
-import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,6 +25,7 @@ import httpx
 
 from skiff.config import Config
 from skiff.errors import ConfigError, InfraError, TaskError
+from skiff.sandbox.key import read_key_file
 
 URL_VARIABLE = "SKIFF_RUNTIME_URL"
 KEY_FILE_VARIABLE = "SKIFF_RUNTIME_KEY_FILE"
@@ -126,8 +126,15 @@ class RuntimeClient:
     def from_env(cls, *, start_seconds: float = 120) -> RuntimeClient:
         """A client for SKIFF_RUNTIME_URL (comma separated) and the 0600 file named by
         SKIFF_RUNTIME_KEY_FILE. Raises ConfigError."""
+        key_file = os.environ.get(KEY_FILE_VARIABLE)
+        if not key_file:
+            raise ConfigError(
+                "is not set",
+                where=KEY_FILE_VARIABLE,
+                remedy="set it to the key file of the runtime server",
+            )
         urls = [url for url in os.environ.get(URL_VARIABLE, "").split(",") if url]
-        return cls(urls, read_key(), start_seconds=start_seconds)
+        return cls(urls, read_key_file(Path(key_file)), start_seconds=start_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -250,6 +257,8 @@ class RuntimeClient:
 
     async def send(self, method: str, url: str, **content: Any) -> httpx.Response:
         """One exchange; InfraError when there is none."""
+        if self._http.is_closed:
+            raise InfraError("this client has been closed", where=f"runtime server {url}")
         try:
             return await self._http.request(method, url, **content)
         except httpx.HTTPError as error:
@@ -263,7 +272,7 @@ class Sandbox:
     def __init__(self, client: RuntimeClient, server: str, answer: Mapping[str, Any]) -> None:
         self._client = client
         self._server = server
-        self._runtime_id: str = answer["runtime_id"]
+        self.runtime_id: str = answer["runtime_id"]
         self._url: str = answer["url"]
         self._headers = {"X-Session-API-Key": answer["session_api_key"]}
         self.session_id: str = answer["session_id"]
@@ -303,7 +312,7 @@ class Sandbox:
 
     async def stop(self) -> None:
         """End the sandbox. Never raises: what can't be told now, the server finds out as idle."""
-        await self._client.stop(self._server, self._runtime_id)
+        await self._client.stop(self._server, self.runtime_id)
 
     @property
     def _where(self) -> str:
@@ -327,21 +336,6 @@ class Sandbox:
             raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
         if answer.is_error:
             raise OSError(errno.EIO, _detail(answer), path)
-
-
-def read_key() -> str:
-    """The key in the file named by SKIFF_RUNTIME_KEY_FILE. Raises ConfigError."""
-    name = os.environ.get(KEY_FILE_VARIABLE, "")
-    path = Path(name)
-    if not name or not path.is_file():
-        raise ConfigError(
-            f"no key file {name!r}",
-            where=KEY_FILE_VARIABLE,
-            remedy="set it to the key file of the runtime server",
-        )
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError("others can read it", where=name, remedy=f"chmod 600 {name}")
-    return path.read_text().strip()
 
 
 def _start_error(image: str, answer: Mapping[str, Any]) -> TaskError | InfraError:

@@ -1,0 +1,84 @@
+"""The store and the one seam where podman is started, with the real program."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from skiff import podman
+from skiff.errors import InfraError
+
+
+def test_nothing_of_the_users_own_podman(debian_image: str) -> None:
+    """A bare podman of the same user sees none of our images."""
+    assert podman.image_exists(debian_image)
+    environment = podman.podman_environment()
+    for name in ("CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF"):
+        assert Path(environment[name]).parent == podman.podman_root()
+    store = podman.check_podman(["info", "--format", "{{.Store.GraphRoot}}"]).decode().strip()
+    assert Path(store) == podman.podman_root() / "storage"
+
+
+def test_run_folder_is_private() -> None:
+    found = podman.podman_run_dir()
+    assert found.stat().st_mode & 0o066 == 0
+    assert len(str(found)) < 40  # sockets below it must fit into 107 bytes
+
+
+def test_run_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIFF_PODMAN_ROOT", str(tmp_path))
+    folder = podman.podman_run_dir()
+    try:
+        folder.chmod(0o777)
+        with pytest.raises(InfraError, match="nobody else"):
+            podman.podman_run_dir()
+    finally:
+        folder.rmdir()
+
+
+def test_store_that_mapped_ids_cannot_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    with pytest.raises(InfraError, match=r"chmod o\+x"):
+        podman._check_passable(tmp_path)
+
+
+def test_no_oci_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(podman, "OCI_RUNTIMES", ("skiff-no-such", "false"))
+    with pytest.raises(InfraError) as caught:
+        podman._working_oci_runtime(podman.podman_environment(), podman.podman_run_dir())
+    assert "skiff-no-such: not installed; false: " in caught.value.what
+
+
+def test_podmans_own_words() -> None:
+    with pytest.raises(InfraError, match=r"podman image.*localhost/skiff/none"):
+        podman.check_podman(["image", "inspect", "localhost/skiff/none:1"])
+    assert podman.image_exists("localhost/skiff/none:1") is False
+
+
+def test_timeout() -> None:
+    with pytest.raises(InfraError, match=r"no end after 0\.001 s"):
+        podman.run_podman(["info"], timeout=0.001)
+
+
+def test_build(debian_image: str, tmp_path: Path) -> None:
+    name = "localhost/skiff/test-build:1"
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text(
+        f"FROM {debian_image}\nARG WORD\nRUN echo $WORD > /word; ls /sys/class/net"
+    )
+    try:
+        podman.build(tmp_path, name, build_args={"WORD": "hello"})
+        run = ["run", "--rm", "--network=none", *podman.isolation().arguments(), name]
+        assert podman.check_podman([*run, "cat", "/word"]) == b"hello\n"
+    finally:
+        podman.run_podman(["image", "rm", "--force", name])
+    dockerfile.write_text(f"FROM {debian_image}\nRUN echo broken >&2; exit 3")
+    with pytest.raises(InfraError, match="broken"):
+        podman.build(tmp_path, name)
+    dockerfile.write_text("FROM localhost/skiff/none:1")
+    with pytest.raises(InfraError, match="none:1"):
+        podman.build(tmp_path, name)
