@@ -103,3 +103,13 @@ async def test_long_command(images: Any, opened: Any) -> None:
         text = "x" * 500_000
         done = await sandbox.run(f"echo '{text}' | wc -c", timeout=SECONDS)
         assert done.text == "500001\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("echo a\0b", b"NUL"), ("x" * 1_000_001, b"longer than")]
+)
+async def test_what_no_shell_can_take(command: str, words: bytes, images: Any, opened: Any) -> None:
+    async with opened(images["busybox"]) as sandbox:
+        done = await sandbox.run(command, timeout=SECONDS)
+        assert done.exit_code == 126
+        assert words in done.stderr

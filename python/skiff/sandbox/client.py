@@ -33,6 +33,7 @@ HOLD_SECONDS = 20.0  # how long the server may hold one answer about a pending s
 CALL_SECONDS = 30.0  # of a call that does no work in a sandbox
 FILE_SECONDS = 300.0
 GRACE_SECONDS = 30.0  # beyond a command's own timeout: the server ends the command, not we
+CANNOT_EXECUTE = 126  # a shell's exit code for what it can't execute
 KEEP_ALIVE_SECONDS = 30.0  # shorter than the server's, or a call could meet a closing connection
 
 
@@ -282,10 +283,20 @@ class Sandbox:
         """Run `command` in a fresh shell: bash where the image has it, else sh.
 
         Its process group is ended after `timeout` seconds. `cwd` defaults to the spec's workdir.
+        A command that no shell can take (NUL, a megabyte) fails with exit code 126.
         Raises InfraError when the sandbox or its server is gone.
         """
         body = {"command": command, "timeout": timeout, "cwd": cwd}
         answer = await self._call("POST", "/skiff/run", timeout + GRACE_SECONDS, json=body)
+        if answer.status_code == 422:
+            return CommandResult(
+                exit_code=CANNOT_EXECUTE,
+                stdout=b"",
+                stderr=_detail(answer).encode(),
+                timed_out=False,
+                truncated=False,
+                seconds=0,
+            )
         if answer.is_error:
             raise InfraError(_detail(answer), where=self._where)
         found = answer.json()
@@ -356,4 +367,7 @@ def _detail(answer: httpx.Response) -> str:
         body = answer.json()
     except ValueError:
         return answer.text
-    return str(body.get("infra_error") or body.get("detail") or body)
+    detail = body.get("infra_error") or body.get("detail")
+    if isinstance(detail, list):  # of a request that does not validate
+        return "; ".join(fault["msg"] for fault in detail)
+    return str(detail)
