@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +22,11 @@ from skiff import events
 from skiff.config import Config
 from skiff.config.load import write_config
 from skiff.errors import InfraError
+from skiff.processes import Child
 
 RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
 READY_SECONDS = 60.0
-STOP_SECONDS = 60.0  # a trainer ends Ray, a server its sandboxes
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Halves:
     config: Config
     run_dir: Path
     attempt: int
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    running: dict[str, Child] = field(default_factory=dict)
 
     @property
     def rendezvous(self) -> Path:
@@ -49,14 +49,7 @@ class Halves:
         command = [sys.executable, str(script), "--config", str(self.run_dir / "config.toml")]
         command += ["--rendezvous", str(self.rendezvous), *arguments]
         log = self.run_dir / "logs" / f"{name}.{self.attempt:02d}.log"
-        with log.open("ab") as output:
-            self.running[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the launcher, which ends both in order
-            )
+        self.running[name] = Child(command, os.environ, log)
 
     def start_runtime(self, port: int | None = None) -> None:
         """Start the server, on `port` when it is a restart."""
@@ -65,16 +58,10 @@ class Halves:
         self.start("runtime", "--key-file", str(key_file), *again)
 
     def stop(self, name: str) -> None:
-        """SIGTERM, and SIGKILL at the deadline."""
-        process = self.running.pop(name, None)
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        """End one half and all that it has started."""
+        child = self.running.pop(name, None)
+        if child is not None:
+            child.end()
 
 
 def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[[], None]) -> None:
@@ -89,10 +76,10 @@ def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[
             _wait_ready(halves)
         halves.start("train", "--attempt", str(attempt))
         restarts = 0
-        while (code := halves.running["train"].poll()) is None:
+        while (code := halves.running["train"].returncode) is None:
             watch()
             server = halves.running.get("runtime")
-            if server is not None and server.poll() is not None:
+            if server is not None and server.returncode is not None:
                 restarts += 1
                 _restart_runtime(halves, restarts)
             time.sleep(POLL_SECONDS)
@@ -150,7 +137,7 @@ def _wait_ready(halves: Halves) -> None:
     server = halves.running["runtime"]
     log = halves.run_dir / "logs" / f"runtime.{halves.attempt:02d}.log"
     while not halves.rendezvous.exists():
-        if server.poll() is not None:
+        if server.returncode is not None:
             raise InfraError(last_error(log), where="runtime server", remedy=f"log: {log}")
         if time.monotonic() > deadline:
             raise InfraError(
@@ -162,7 +149,8 @@ def _wait_ready(halves: Halves) -> None:
 
 
 def _restart_runtime(halves: Halves, restarts: int) -> None:
-    server = halves.running.pop("runtime")
+    server = halves.running["runtime"]
+    halves.stop("runtime")  # what it left behind
     what = f"the runtime server ended with exit code {server.returncode}"
     events.emit(halves.run_dir, "error", what=what, restart=restarts)
     if restarts > RESTARTS:

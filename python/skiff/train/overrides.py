@@ -152,7 +152,7 @@ def _algorithm(config: Config) -> dict[str, object]:
     return {
         "algorithm.adv_estimator": "grpo" if config.train.algorithm == "grpo" else "gae",
         "algorithm.use_kl_in_reward": False,
-        "reward.num_workers": 1,
+        "reward.num_workers": 0,  # the agent loop grades; verl would import itself once more
     }
 
 

@@ -23,6 +23,7 @@ from skiff.config import Config, load_run_config
 from skiff.config.secrets import load_secrets
 from skiff.errors import ConfigError, InfraError
 from skiff.files import write_atomic
+from skiff.processes import Child
 from skiff.sandbox.client import KEY_FILE_VARIABLE, URL_VARIABLE, RuntimeClient
 from skiff.train import resume
 from skiff.train.causes import cause_of
@@ -30,7 +31,6 @@ from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
-from skiff.train.processes import Child
 
 WARM_START = "warm-start"
 RENDEZVOUS_SECONDS = 120.0
@@ -164,7 +164,7 @@ def run_verl(
     try:
         with Child(command, environment, log) as child:
             progress(run_dir, "starting Ray, engine and trainer", 0.0)
-            while child.running():
+            while child.returncode is None:
                 follower.follow()
                 time.sleep(POLL_SECONDS)
             follower.follow()

@@ -1,0 +1,110 @@
+"""One child process and everything it starts, ended together and by name.
+
+Ray detaches its daemons, so a process group does not hold them. This process makes itself the
+"child subreaper" instead (prctl, Linux): whatever a dead descendant leaves behind becomes our
+child and can be listed. A mark in the environment tells which child it came from; nothing without
+the mark is touched. A child is told when we die ourselves, even by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+TERM_SECONDS = 60.0  # a trainer ends Ray, a server its sandboxes
+REST_SECONDS = 3.0
+KILL_SECONDS = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count()
+
+
+class Child:
+    """A running command with its output in `log`. Leaving its `with` block ends it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._mark = f"SKIFF_CHILD_{os.getpid()}_{next(_numbers)}"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env={**environment, self._mark: "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us; we end the child in order
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def returncode(self) -> int | None:
+        """The command's exit status; None while it runs, negative for a signal."""
+        return self._process.poll()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def end(self) -> None:
+        """SIGTERM, at its deadline SIGKILL, then the same for all that it left behind."""
+        if self.returncode is None:
+            self._process.terminate()
+            try:
+                self._process.wait(TERM_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(KILL_SECONDS)
+        self._end_rest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def _end_rest(self) -> None:
+        rest = self._rest()
+        for process in rest:
+            _signal(process.terminate)
+        _, stubborn = psutil.wait_procs(rest, timeout=REST_SECONDS)
+        # The dead may have left children of their own, which are ours by now.
+        for process in {*stubborn, *self._rest()}:
+            _signal(process.kill)
+        psutil.wait_procs(self._rest(), timeout=KILL_SECONDS)
+
+    def _rest(self) -> list[psutil.Process]:
+        """Living descendants of ours with this child's mark."""
+        return [p for p in psutil.Process().children(recursive=True) if self._is_marked(p)]
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        try:
+            return self._mark in process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or a container's: not ours
+            return False
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return
