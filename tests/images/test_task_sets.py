@@ -11,14 +11,14 @@ import pyarrow.parquet
 import pytest
 from rich.progress import Progress
 from skiff.config import Config
-from skiff.errors import TaskError
+from skiff.errors import InfraError, TaskError
 from skiff.images import task_sets
 from skiff.images.package import ensure_plain_image
 from skiff.images.sandbox import PYTHON, ensure_sandbox_image
 from skiff.podman import run_podman
 from skiff.sandbox.client import RuntimeClient, SandboxSpec
 from skiff.tasks.lifecycle import extract_patch, grade, prepare
-from skiff.tasks.package import Package, normalized, unpack
+from skiff.tasks.package import Package, fetch, normalized, unpack
 from skiff.tasks.sources import resolve
 from skiff.tasks.task import Task
 from skiff.tasks.validate import validate
@@ -192,6 +192,32 @@ def test_an_sdist_without_tests(package: Package, tmp_path: Path) -> None:
                 archive.add(package.root / name, f"tiny_sums-1.2/{name}")
     with pytest.raises(TaskError, match="holds no tests"):
         unpack(sdist, tmp_path / "cache", python=PYTHON)
+
+
+def test_a_package_is_found_and_downloaded(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", str(package.sdist.parent))
+    fetched = fetch("Tiny.Sums==1.2", python=PYTHON)
+    assert fetched.sdist == tmp_path / "packages" / package.sdist.name
+    assert (fetched.name, fetched.version) == ("tiny-sums", "1.2")
+    assert fetched.tests == package.tests
+
+
+def test_a_package_that_does_not_exist(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(package.sdist.parent))
+    with pytest.raises(TaskError, match="the sources of tiny-sums==9: could not be fetched"):
+        fetch("tiny-sums==9", python=PYTHON)
+    assert not list((tmp_path / "packages").iterdir())
+
+
+def test_uv_is_missing(monkeypatch: pytest.MonkeyPatch, package: Package, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InfraError, match="uv is not installed"):
+        unpack(package.sdist, tmp_path / "cache", python=PYTHON)
 
 
 def test_names_have_one_spelling() -> None:

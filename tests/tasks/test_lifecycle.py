@@ -110,11 +110,13 @@ async def test_hidden_paths_are_gone(runtime_client: RuntimeClient, spec: Sandbo
 async def test_a_failing_setup_is_our_failure(
     runtime_client: RuntimeClient, spec: SandboxSpec
 ) -> None:
-    task = make_task(setup="echo no such thing; exit 3")
+    task = make_task(setup="echo no such thing; exit 65")  # the status of a bad patch
     async with runtime_client.sandbox(spec) as sandbox:
-        with pytest.raises(InfraError, match="test:one: set-up failed, exit 3: no such thing"):
+        with pytest.raises(
+            InfraError, match=r"test:one: set-up failed, .*: no such thing\n.* ended with 65"
+        ):
             await prepare(sandbox, task, timeout=SECONDS)
-    with pytest.raises(InfraError, match="set-up failed, exit 3"):
+    with pytest.raises(InfraError, match="set-up failed"):
         await graded(runtime_client, spec, task)
 
 
@@ -138,8 +140,9 @@ async def test_an_endless_setup_is_our_failure(
         "echo new > code.py; rm -rf .git",
         "echo new > code.py; rm -rf .git; git init -q .; git add .; git commit -qm start",
         "echo new > code.py; echo '* -diff -text filter=x' > .git/info/attributes",
+        "echo new > code.py; chmod -x .git; touch .git/index.lock",
     ],
-    ids=["plain", "commits", "gc", "no .git", "new .git", "attributes"],
+    ids=["plain", "commits", "gc", "no .git", "new .git", "attributes", "lock"],
 )
 async def test_what_git_is_told_does_not_matter(
     runtime_client: RuntimeClient, spec: SandboxSpec, work: str
@@ -190,6 +193,19 @@ async def test_files_left_by_the_image_are_no_part_of_the_patch(
     assert b"b/odd.bin" in patch
 
 
+async def test_a_repository_in_the_work_folder_is_just_files(
+    runtime_client: RuntimeClient, spec: SandboxSpec
+) -> None:
+    async with runtime_client.sandbox(spec) as sandbox:
+        await prepare(sandbox, make_task(), timeout=SECONDS)
+        await sh(sandbox, "git init -q empty; git init -q sub; cd sub; echo s > s.txt")
+        await sh(sandbox, "cd sub; git add .; git commit -qm sub; echo x > ../empty/x.txt")
+        patch = await extract_patch(sandbox, make_task(), timeout=SECONDS)
+    assert b"b/sub/s.txt" in patch
+    assert b"b/empty/x.txt" in patch
+    assert b"Subproject" not in patch
+
+
 async def test_a_large_patch_is_whole(runtime_client: RuntimeClient, spec: SandboxSpec) -> None:
     task = make_task(grade=ScriptGrade(script="[ $(wc -c < big) = 3000000 ]"))
     async with runtime_client.sandbox(spec) as sandbox:
@@ -223,6 +239,7 @@ async def test_a_patch_that_does_not_apply_scores_nothing(
     patch = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-no such line\n+y\n"
     result = await graded(runtime_client, spec, make_task(), patch)
     assert (result.reward, result.detail) == (0.0, "the patch does not apply")
+    assert "x: No such file" in result.output
 
 
 async def test_slow_tests_score_nothing(runtime_client: RuntimeClient, spec: SandboxSpec) -> None:

@@ -30,6 +30,7 @@ _BASE = "/var/tmp/skiff-base.git"
 _PATCH = "/var/tmp/skiff.patch"
 _TEST_PATCH = "/var/tmp/skiff-test.patch"
 _LOG = "/var/tmp/skiff-grade.log"
+_SETUP_FAILED = 64
 _NOT_APPLIED = 65
 _TEST_PATCH_NOT_APPLIED = 66
 _IDENTITY = "[user]\n\tname = agent\n\temail = agent@localhost\n[safe]\n\tdirectory = *\n"
@@ -82,6 +83,7 @@ async def extract_patch(sandbox: Sandbox, task: Task, *, timeout: float) -> byte
             f"export GIT_DIR={_BASE} GIT_WORK_TREE={quote(task.workdir)}",
             "export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null",
             f"rm -f {_BASE}/index.lock",
+            _NO_NESTED_REPOSITORIES,
             "git add -A || exit",
             "git diff --cached --binary --no-color --no-renames --no-ext-diff --no-textconv "
             f"--src-prefix=a/ --dst-prefix=b/ refs/heads/main > {_PATCH} || exit",
@@ -108,9 +110,9 @@ async def grade(
     the sandbox, the set-up or the task's own test_patch.
     """
     async with client.sandbox(fresh(spec)) as sandbox:
-        applied = await _apply(sandbox, task, patch, timeout)
-        if not applied:
-            return GradeResult(0.0, "", "the patch does not apply")
+        refusal = await _apply(sandbox, task, patch, timeout)
+        if refusal is not None:
+            return GradeResult(0.0, cut(refusal), "the patch does not apply")
         return await _run_tests(sandbox, task, task.grade_seconds or timeout)
 
 
@@ -119,8 +121,8 @@ def fresh(spec: SandboxSpec) -> SandboxSpec:
     return replace(spec, session_id=uuid4().hex)
 
 
-async def _apply(sandbox: Sandbox, task: Task, patch: bytes, timeout: float) -> bool:
-    """Set up as the agent found it, but with tests and history; False: the patch is no good."""
+async def _apply(sandbox: Sandbox, task: Task, patch: bytes, timeout: float) -> str | None:
+    """Set up as the agent found it, but with tests and history; git's words on a bad patch."""
     test_patch = task.grade.test_patch.encode() if isinstance(task.grade, PassGrade) else b""
     steps = [*_enter(task), *_place(task.files), *_setup(task)]
     with _own_files(task):
@@ -137,7 +139,7 @@ async def _apply(sandbox: Sandbox, task: Task, patch: bytes, timeout: float) -> 
         raise _failed("test_patch", task, done, timeout)
     if done.exit_code not in (0, _NOT_APPLIED):
         raise _failed("set-up", task, done, timeout)
-    return done.exit_code == 0
+    return None if done.exit_code == 0 else done.text
 
 
 async def _run_tests(sandbox: Sandbox, task: Task, timeout: float) -> GradeResult:
@@ -182,8 +184,9 @@ def _place(files: Sequence[File]) -> list[str]:
 
 
 def _setup(task: Task) -> list[str]:
-    # The task's script is not bound by our own `set -eu`.
-    return [f"(\nset +eu\n{task.setup}\n)"] if task.setup else []
+    # The task's script is not bound by our own `set -eu`, and its status is not one of ours.
+    failed = f'{{ echo "the set-up script ended with $?"; exit {_SETUP_FAILED}; }}'
+    return [f"(\nset +eu\n{task.setup}\n) || {failed}"] if task.setup else []
 
 
 def _git_apply(path: str, excluded: Iterable[str]) -> str:
@@ -229,12 +232,16 @@ if [ -e .git ]; then
 fi
 """.strip().format(patterns=" ".join(map(quote, _NEVER_IN_A_PATCH)))
 
+# Git would take a repository in the work folder for a submodule and leave its files out.
+_NO_NESTED_REPOSITORIES = "find . -mindepth 2 -name .git -prune -exec rm -rf {} +"
+
 # The objects of one parentless commit are packed into a new repository, which replaces the old one
 # whole: what isn't copied can't be found. The index comes along, so nothing is read twice.
 _ONE_COMMIT = rf"""
 new=/var/tmp/skiff-new.git
 rm -rf $new {_BASE}
-git init -q -b main --template= --bare $new
+git init -q --template= --bare $new
+git --git-dir=$new symbolic-ref HEAD refs/heads/main
 git --git-dir=$new config core.bare false
 mkdir -p $new/info
 mv $ignored $new/info/exclude
@@ -248,11 +255,12 @@ if [ -e .git ]; then
   git ls-files --stage | sed -n 's/^160000 [^	]*	//p' |
     while IFS= read -r module; do rm -rf "$module/.git"; done
   base=$(git commit-tree -m base "$(git write-tree)")
-  echo $base | git pack-objects --quiet --revs --stdout |
+  echo $base | git pack-objects --quiet --window=0 --revs --stdout |
     git --git-dir=$new index-pack --stdin > /dev/null
   mv "$index" $new/index
   rm -rf "$old" .git
 else
+  {_NO_NESTED_REPOSITORIES}
   export GIT_DIR=$new GIT_WORK_TREE=.
   git add -A
   base=$(git commit-tree -m base "$(git write-tree)")
