@@ -2,13 +2,14 @@
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from skiff.runtime.capture import CappedOutput, Capture
 
 NONCE = "0123456789abcdef"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 400), max_size=6), st.integers(0, 255))
 def test_output_is_what_comes_before_the_nonce(
     data: bytes, cuts: list[int], exit_code: int
@@ -31,6 +32,7 @@ def test_stream_without_nonce_gives_all_that_came() -> None:
     assert capture.content() == b"partial 0123"
 
 
+@settings(deadline=None)
 @given(st.integers(2, 64), st.lists(st.binary(max_size=40), max_size=12))
 def test_cap_keeps_both_ends(cap: int, parts: list[bytes]) -> None:
     whole, output = b"".join(parts), CappedOutput(cap)

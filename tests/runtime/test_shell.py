@@ -15,6 +15,10 @@ from skiff.runtime import shell
 SHELLS = [["dash"], ["busybox", "sh"], ["bash"], ["bash", "--posix"]]
 ANY_BYTES_BUT_NUL = st.binary(max_size=200).map(lambda data: data.replace(b"\0", b"\1"))
 
+few_examples = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
 
 @pytest.fixture(params=SHELLS, ids=" ".join)
 def sh(request: pytest.FixtureRequest) -> list[str]:
@@ -122,14 +126,14 @@ def _stat(path: Path) -> list[str]:
         return []
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@few_examples
 @given(word=ANY_BYTES_BUT_NUL)
 def test_any_bytes_pass_as_argument(sh: list[str], word: bytes) -> None:
     out, _ = run(sh, shell.script_line("N", 'printf %s "$1"', [word], processes=4096))
     assert out == word + b"N 0\n"
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@few_examples
 @given(data=st.binary(max_size=300))
 def test_any_bytes_pass_as_file(sh: list[str], tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "new folder" / "a 'file'"

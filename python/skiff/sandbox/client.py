@@ -18,7 +18,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -54,7 +54,7 @@ class SandboxSpec:
     lifetime_seconds: float
     idle_seconds: float
     workdir: str = "/"
-    env: Mapping[str, str] = MappingProxyType({})
+    env: Mapping[str, str] = field(default_factory=dict)
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -64,14 +64,14 @@ class SandboxSpec:
         *,
         image: str,
         workdir: str = "/",
-        env: Mapping[str, str] = MappingProxyType({}),
+        env: Mapping[str, str] | None = None,
     ) -> SandboxSpec:
         """A sandbox with the limits of [sandbox] and the times of [runtime]."""
         limits = config.sandbox.model_dump()
         return cls(
             image=image,
             workdir=workdir,
-            env=env,
+            env=dict(env or {}),
             lifetime_seconds=config.runtime.lifetime_seconds,
             idle_seconds=config.runtime.idle_seconds,
             **limits,
