@@ -157,7 +157,17 @@ def build(
     if not network:
         options.append("--network=none")
     check_podman(
-        ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)], timeout=3600
+        # One layer, and no nameless image of every step left behind.
+        [
+            "build",
+            "--quiet",
+            "--layers=false",
+            "--pull=never",
+            *options,
+            f"--tag={name}",
+            str(context),
+        ],
+        timeout=3600,
     )
 
 

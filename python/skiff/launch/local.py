@@ -88,7 +88,7 @@ def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[
         raise InfraError(
             last_error(run_dir / "logs" / f"train.{attempt:02d}.log") or f"exit code {code}",
             where="trainer",
-            remedy=f"logs: {run_dir / 'logs'}; `skiff resume {run_dir}` goes on from the checkpoint",
+            remedy=f"logs: {run_dir}/logs; `skiff resume {run_dir}` goes on from the checkpoint",
         )
 
 

@@ -63,6 +63,9 @@ def verl_environment(config: Config, run_dir: Path) -> dict[str, str]:
             "MKL_NUM_THREADS": threads,
             # vLLM compiles a helper on its first request even with enforce_eager: 30 s here.
             "TORCHDYNAMO_DISABLE": "1",
+            # With "1" vLLM's CPU platform refuses the "uni" executor below. verl's asynchronous
+            # engine has a process of its own either way.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     return env
 

@@ -67,7 +67,7 @@ def time_limit(config: Config, trajectories: int) -> float:
 
 
 def loss_sentence(config: Config, expected: int, masked: int) -> str:
-    """Why a step that lost `masked` of `expected` trajectories ends the run; "" when it does not."""
+    """Why losing `masked` of `expected` trajectories ends the run; "" when it does not."""
     if masked and config.train.on_infra_failure == "stop":
         return (
             f"{masked} of {expected} trajectories failed for infrastructure reasons and"
