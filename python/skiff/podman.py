@@ -156,33 +156,10 @@ def build(
     options = [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
     if not network:
         options.append("--network=none")
+    options.append("--layers=false")  # one layer, and no nameless image of every step left behind
     check_podman(
-        # One layer, and no nameless image of every step left behind.
-        [
-            "build",
-            "--quiet",
-            "--layers=false",
-            "--pull=never",
-            *options,
-            f"--tag={name}",
-            str(context),
-        ],
-        timeout=3600,
+        ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)], timeout=3600
     )
-
-
-def end_pause_process() -> None:
-    """End the process by which rootless podman keeps its user namespace between its commands.
-
-    The next command starts a new one. Call it only when no container of the store is running.
-    """
-    try:
-        pid = int((podman_run_dir() / "libpod" / "pause.pid").read_text())
-        program = Path("/proc", str(pid), "comm").read_text().strip()
-        if program in ("catatonit", "podman"):  # not a later process of the same pid
-            os.kill(pid, signal.SIGTERM)
-    except (FileNotFoundError, ProcessLookupError):
-        return  # there is none
 
 
 def _run(

@@ -23,6 +23,11 @@ from skiff.tasks.sources import resolve
 from skiff.tasks.task import Task
 from skiff.tasks.validate import validate
 
+IMAGES = (
+    "localhost/skiff/package/tiny-sums:1.2",
+    "localhost/skiff/r2e/tiny-sums_final:1.2",
+    "localhost/swebench/sweb.eval.x86_64.skiff_1776_tiny-sums-0:latest",
+)
 PROJECT = """
 [build-system]
 requires = ["setuptools"]
@@ -62,10 +67,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Package]:
     with tarfile.open(sdist, "w:gz") as archive:
         archive.add(folder / "tiny_sums-1.2", "tiny_sums-1.2")
     yield unpack(sdist, folder / "cache", python=PYTHON)
-    images = run_podman(["images", "--quiet", "--filter", "reference=*/skiff/*tiny-sums*"])
-    names = images.stdout.decode().split()
-    if names:
-        run_podman(["image", "rm", "--force", *names])
+    run_podman(["image", "rm", "--force", "--ignore", *IMAGES])
 
 
 @pytest.fixture(autouse=True)
