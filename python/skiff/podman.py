@@ -162,6 +162,20 @@ def build(
     )
 
 
+def end_pause_process() -> None:
+    """End the process by which rootless podman keeps its user namespace between its commands.
+
+    The next command starts a new one. Call it only when no container of the store is running.
+    """
+    try:
+        pid = int((podman_run_dir() / "libpod" / "pause.pid").read_text())
+        program = Path("/proc", str(pid), "comm").read_text().strip()
+        if program in ("catatonit", "podman"):  # not a later process of the same pid
+            os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError):
+        return  # there is none
+
+
 def _run(
     arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes | None, timeout: float
 ) -> subprocess.CompletedProcess[bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from skiff.errors import InfraError
-from skiff.podman import check_podman
+from skiff.podman import check_podman, podman_run_dir
 from skiff.sandbox import RuntimeClient
 
 SECONDS = 60.0
@@ -76,7 +76,9 @@ async def test_sixteen_at_once(runtime_client: RuntimeClient, opened: Any, image
 async def test_full_server_queues(
     launch_server: Any, runtime_config: Any, make_spec: Any, busybox_image: str
 ) -> None:
-    server = launch_server(runtime_config(runtime={"max_sandboxes": 1}))
+    server = launch_server(
+        runtime_config(runtime={"max_sandboxes": 1}, rollout={"max_concurrent": 1})
+    )
     async with client_of(server) as client, client_of(server, start_seconds=0.5) as hasty:
         first = await client.start(make_spec(busybox_image))
         with pytest.raises(InfraError, match="not ready within"):
@@ -93,8 +95,8 @@ async def test_full_server_queues(
 async def test_idle_and_old_sandboxes_are_reaped(
     launch_server: Any, runtime_config: Any, make_spec: Any, busybox_image: str, containers_of: Any
 ) -> None:
-    agent = {"command_seconds": 1, "trajectory_seconds": 2}
-    config = runtime_config(runtime={"idle_seconds": 1.5}, agent=agent)
+    agent = {"command_seconds": 1, "trajectory_seconds": 2, "grade_seconds": 0.5}
+    config = runtime_config(runtime={"idle_seconds": 1.5, "start_seconds": 0.5}, agent=agent)
     server = launch_server(config)
     async with client_of(server) as client:
         idle = await client.start(make_spec(busybox_image, config=config))
@@ -103,7 +105,9 @@ async def test_idle_and_old_sandboxes_are_reaped(
         old = await client.start(
             make_spec(
                 busybox_image,
-                config=runtime_config(runtime={"lifetime_seconds": 2}, agent=agent),
+                config=runtime_config(
+                    runtime={"lifetime_seconds": 2, "start_seconds": 0.5}, agent=agent
+                ),
             )
         )
         await becomes(lambda: containers_of(server.folder) == [])
@@ -195,6 +199,7 @@ def test_foreign_address(failing_start: Any, runtime_config: Any) -> None:
 def test_podman_missing(failing_start: Any, sandbox_config: Any) -> None:
     text = failing_start(sandbox_config, PATH="/none")
     assert "podman is not installed\n  -> install podman" in text
+    assert not [f for f in podman_run_dir().glob("serve-*") if not _alive(int(f.name[6:]))]
 
 
 def test_key_file_that_others_can_read(

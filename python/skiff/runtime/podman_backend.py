@@ -124,8 +124,8 @@ class PodmanBackend:
         self._watchdog: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        await self._service.open()
         try:
+            await self._service.open()
             info = await self._service.call("GET", "/info")
             await self._sweep()
         except BaseException:
