@@ -29,7 +29,10 @@ def make_config(runtime_config: Callable[..., Config]) -> Callable[..., Config]:
 
     def make(*, agent: Mapping[str, Any] | None = None, **sections: Any) -> Config:
         times = {"command_seconds": 20, "grade_seconds": 20, "trajectory_seconds": 60}
-        return runtime_config(agent={**times, **(agent or {})}, **sections)
+        times |= agent or {}
+        # The longest that leaves the agent its half.
+        start = {"start_seconds": times["trajectory_seconds"] / 2 - times["grade_seconds"]}
+        return runtime_config(agent=times, runtime=start, **sections)
 
     return make
 

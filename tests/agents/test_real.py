@@ -101,7 +101,7 @@ async def test_a_slow_agent_is_graded_for_what_it_did(
 ) -> None:
     answers = render_answers([*shell_task.solution, "sleep 60"], agent)
     trajectory = await run(
-        shell_task, agent, answers, trajectory_seconds=10, command_seconds=9, grade_seconds=4
+        shell_task, agent, answers, trajectory_seconds=16, command_seconds=15, grade_seconds=4
     )
     assert trajectory.stop is StopReason.BUDGET, trajectory.stop_detail
     assert trajectory.reward == 1.0

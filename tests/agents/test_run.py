@@ -89,7 +89,7 @@ def scene(
         monkeypatch.setattr(module, name, getattr(steps, name))
     policy = ScriptedPolicy(tokenizer, solution_answers(task, "mini"))
 
-    async def run(**sections: Any) -> Trajectory:
+    async def run(task: Task = task, **sections: Any) -> Trajectory:
         return await run_trajectory(
             task,
             config=make_config(**sections),
@@ -180,11 +180,11 @@ async def test_our_own_slowness_is_masked(scene: Scene, step: str) -> None:
     assert "agent.trajectory_seconds" in trajectory.stop_detail
 
 
-async def test_the_agent_leaves_time_for_the_grade(scene: Scene) -> None:
+async def test_the_agent_leaves_time_for_the_grade(scene: Scene, task: Task) -> None:
     await scene.run(agent={"trajectory_seconds": 500, "grade_seconds": 100})
     assert 99 < scene.steps.timeouts["grade"] <= 100
-    await scene.run(agent={"trajectory_seconds": 50, "grade_seconds": 100})
-    assert 0 < scene.steps.timeouts["grade"] <= 50
+    await scene.run(task.model_copy(update={"grade_seconds": 1000}))
+    assert 0 < scene.steps.timeouts["grade"] <= 60
 
 
 async def test_a_cancelled_trajectory_stops_its_sandbox(scene: Scene) -> None:

@@ -66,6 +66,13 @@ def _hardware(config: Config) -> Iterator[str]:
             f"hardware.gpus_per_node ({hardware.gpus_per_node}) is not divisible by "
             f"hardware.tensor_parallel ({hardware.tensor_parallel}): an engine must not span nodes"
         )
+    trajectories = config.rollout.agent_workers * config.rollout.max_concurrent
+    if config.runtime.url is None and trajectories > config.runtime.max_sandboxes:
+        yield (
+            f"rollout.agent_workers x rollout.max_concurrent ({trajectories}) exceeds "
+            f"runtime.max_sandboxes ({config.runtime.max_sandboxes}): trajectories would wait for a"
+            " sandbox until runtime.start_seconds masks them; lower the first or raise the last"
+        )
     if hardware.platform == "cpu" and hardware.dtype != "float32":
         yield (
             f"hardware.platform = 'cpu' with hardware.dtype = '{hardware.dtype}': gloo and the CPU"
@@ -92,6 +99,14 @@ def _times(config: Config) -> Iterator[str]:
         yield (
             f"agent.command_seconds ({agent.command_seconds:g}) exceeds agent.trajectory_seconds "
             f"({agent.trajectory_seconds:g}): lower the first"
+        )
+    # An agent is given at least half of the time, whatever the grade needs (agents/run.py).
+    if agent.grade_seconds + runtime.start_seconds > agent.trajectory_seconds / 2:
+        yield (
+            f"agent.grade_seconds ({agent.grade_seconds:g}) + runtime.start_seconds "
+            f"({runtime.start_seconds:g}) exceed half of agent.trajectory_seconds "
+            f"({agent.trajectory_seconds:g}): tests may be cut short; raise the last or lower the"
+            " others"
         )
     if agent.command_seconds >= runtime.idle_seconds:
         yield (

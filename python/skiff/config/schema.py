@@ -20,7 +20,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """Frozen, and strict about unknown keys: a typo is an error, not a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -59,7 +59,7 @@ class Rollout(Section):
     response_tokens: Positive = Field(description="all turns and observations together")
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: int = -1
+    top_k: Annotated[int, Field(ge=-1)] = -1
     validation_trajectories: Positive = Field(1, description="trajectories per validation task")
     validation_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     agent_workers: Positive = 1
@@ -95,7 +95,7 @@ class Runtime(Section):
     backend: Literal["podman"] = "podman"
     url: str | None = Field(None, description="attach to a running server instead of starting one")
     host: str = "127.0.0.1"
-    port: NotNegative = Field(0, description="0 = any free port")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0 = any free port")
     max_sandboxes: Positive = 64
     concurrent_starts: Positive = 4
     idle_seconds: Seconds = 600
@@ -119,7 +119,9 @@ class Train(Section):
     validate_every: NotNegative = Field(0, description="steps; 0 = only at the end")
     validate_first: bool = True
     save_every: NotNegative = Field(0, description="steps; 0 = only at the end")
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
+        2, description="with 1, verl would remove the old one before the new one is whole"
+    )
     on_infra_failure: Literal["mask", "stop"] = "mask"
     max_masked_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="stop when more of a step's trajectories are masked than this"
@@ -161,7 +163,7 @@ class WarmStart(Section):
     batch: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     layers: Positive = 2
-    hidden: Positive = 128
+    hidden: Annotated[int, Field(gt=0, multiple_of=64)] = 128
 
 
 class Config(Section):

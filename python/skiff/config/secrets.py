@@ -33,9 +33,9 @@ def load_secrets(
 
 
 def _read(path: Path, *, required: bool) -> dict[str, str]:
-    if not path.exists():
+    if not path.is_file():  # a folder `.env` is a virtual environment
         if required:
-            raise ConfigError("named by SKIFF_SECRETS but does not exist", where=str(path))
+            raise ConfigError("named by SKIFF_SECRETS but is no file", where=str(path))
         return {}
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
