@@ -59,10 +59,14 @@ def worker() -> Worker:
 
 
 class EnginePolicy:
-    """The `Policy` protocol over verl's server client (token ids in, token ids out)."""
+    """The `Policy` protocol over verl's server client (token ids in, token ids out).
+
+    `versions` collects the training steps whose weights have answered; verl asks for their range.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self.versions: list[int] = []
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling: dict[str, Any]
@@ -83,6 +87,7 @@ class EnginePolicy:
             )
         limit = sampling.get("max_tokens", 0)
         stop = "length" if limit and len(ids) >= limit and output.stop_reason != "stop" else "stop"
+        self.versions.append(int(output.extra_fields["global_steps"]))
         return Generation(ids, log_probs, stop, output.num_preempted or 0)
 
 
@@ -99,12 +104,13 @@ class SkiffAgentLoop(AgentLoopBase):
         info = row["extra_info"]
         step, split = int(row["global_steps"]), str(info["split"])
         task = shared.tasks[info["task"]]
+        policy = EnginePolicy(self.server_manager)
         async with shared.slots:
             start = time.monotonic()
             trajectory = await run_trajectory(
                 task,
                 config=shared.config,
-                policy=EnginePolicy(self.server_manager),
+                policy=policy,
                 tokenizer=self.tokenizer,
                 model_type=self.model_type,
                 client=shared.client,
@@ -112,14 +118,26 @@ class SkiffAgentLoop(AgentLoopBase):
                 request_id=f"{row['uid']}-{row['session_id']}",
             )
             trajectory.seconds["total"] = time.monotonic() - start
+        if not trajectory.response_ids:
+            mask_empty(trajectory)
         record(shared, trajectory, task, step, split, self.tokenizer)
-        if trajectory.reward is None or not trajectory.response_ids:
+        if trajectory.reward is None:
             return []
-        return [output_of(trajectory)]
+        return [output_of(trajectory, policy.versions)]
 
 
-def output_of(trajectory: Trajectory) -> AgentLoopOutput:
-    """Trajectory -> verl's output. `extra_fields.reward_extra_info` must exist for validation."""
+def mask_empty(trajectory: Trajectory) -> None:
+    """An engine that gave no token in time is our failure; verl has nothing to train on, either."""
+    if trajectory.reward is not None:
+        trajectory.stop_detail = f"no token was generated (stop: {trajectory.stop.value})"
+        trajectory.stop, trajectory.reward = StopReason.INFRA, None
+
+
+def output_of(trajectory: Trajectory, versions: list[int]) -> AgentLoopOutput:
+    """Trajectory -> verl's output. verl requires all three extra fields.
+
+    `versions` are the training steps whose weights have generated it, at least one.
+    """
     seconds = trajectory.seconds
     return AgentLoopOutput(
         prompt_ids=trajectory.prompt_ids,
@@ -134,14 +152,33 @@ def output_of(trajectory: Trajectory) -> AgentLoopOutput:
             compute_score=seconds.get("grade", 0.0),
             num_preempted=trajectory.preempted,
         ),
-        extra_fields={"reward_extra_info": {"solved": float(trajectory.reward == 1.0)}},
+        extra_fields={
+            "reward_extra_info": {"solved": float(trajectory.reward == 1.0)},
+            "min_global_steps": min(versions),
+            "max_global_steps": max(versions),
+        },
     )
 
 
 def record(
     shared: Worker, trajectory: Trajectory, task: Task, step: int, split: str, tokenizer: Any
 ) -> None:
-    """Append the `trajectory` event and keep the first few trajectories of each step as files."""
+    """Append the `trajectory` event and keep the first few trajectories of each step as files.
+
+    Raises InfraError when the run folder takes no more (a full disk): verl then goes on without
+    this trajectory and logs the error, and sampler.py counts it as lost.
+    """
+    try:
+        _record(shared, trajectory, task, step, split, tokenizer)
+    except OSError as error:
+        raise InfraError(
+            f"cannot be written: {error.strerror}", where=str(shared.run_dir), remedy="free space"
+        ) from error
+
+
+def _record(
+    shared: Worker, trajectory: Trajectory, task: Task, step: int, split: str, tokenizer: Any
+) -> None:
     file: str | None = None
     masked = trajectory.stop is StopReason.INFRA
     number = shared.kept[step, split]
