@@ -67,6 +67,7 @@ class PodmanService:
                     "--time=0",
                     f"unix://{self._socket}",
                     env=environment,
+                    cwd=self._socket.parent,  # conmon leaves a file `oom` there after a kill
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
