@@ -27,16 +27,42 @@ def emit(run_dir: Path, kind: str, **fields: Any) -> None:
         os.close(descriptor)
 
 
+class Tail:
+    """What is appended to a file of JSON lines, while others write it."""
+
+    def __init__(self, file: Path, *, skip_old: bool = False) -> None:
+        self._file = file
+        self._offset = file.stat().st_size if skip_old and file.exists() else 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """The whole lines since the last call; a line that is no JSON object is left out."""
+        if not self._file.exists():
+            return
+        with self._file.open("rb") as source:
+            source.seek(self._offset)
+            for line in source:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                if (record := _object(line)) is not None:
+                    yield record
+
+
 def read(run_dir: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the events in file order; a torn last line (a writer was killed) is left out."""
+    """Yield the events in file order; a torn line (a writer was killed) is left out."""
     path = run_dir / FILE
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open("rb") as lines:
         for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and (kind is None or event.get("kind") == kind):
+            event = _object(line)
+            if event is not None and (kind is None or event.get("kind") == kind):
                 yield event
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return found if isinstance(found, dict) else None

@@ -24,6 +24,7 @@ from skiff.config.load import write_config
 from skiff.errors import InfraError
 from skiff.processes import Child
 
+ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
 RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
 READY_SECONDS = 60.0
@@ -36,7 +37,9 @@ class Halves:
     config: Config
     run_dir: Path
     attempt: int
+    entrypoints: Path = ENTRYPOINTS
     running: dict[str, Child] = field(default_factory=dict)
+    port: int | None = None  # the server's, once it has been up
 
     @property
     def rendezvous(self) -> Path:
@@ -45,16 +48,19 @@ class Halves:
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `entrypoints/<name>` with its output in logs/."""
-        script = Path(__file__).parents[3] / "entrypoints" / name
+        script = self.entrypoints / name
         command = [sys.executable, str(script), "--config", str(self.run_dir / "config.toml")]
         command += ["--rendezvous", str(self.rendezvous), *arguments]
-        log = self.run_dir / "logs" / f"{name}.{self.attempt:02d}.log"
-        self.running[name] = Child(command, os.environ, log)
+        self.running[name] = Child(command, os.environ, self.log(name))
 
-    def start_runtime(self, port: int | None = None) -> None:
-        """Start the server, on `port` when it is a restart."""
+    def log(self, name: str) -> Path:
+        """Where one half writes."""
+        return self.run_dir / "logs" / f"{name}.{self.attempt:02d}.log"
+
+    def start_runtime(self) -> None:
+        """Start the server, on its port when it is a restart."""
         key_file = self.run_dir / "rendezvous" / "key"
-        again = ("--port", str(port)) if port else ()
+        again = ("--port", str(self.port)) if self.port else ()
         self.start("runtime", "--key-file", str(key_file), *again)
 
     def stop(self, name: str) -> None:
@@ -64,13 +70,20 @@ class Halves:
             child.end()
 
 
-def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[[], None]) -> None:
+def run_attempt(
+    config: Config,
+    run_dir: Path,
+    attempt: int,
+    *,
+    watch: Callable[[], None],
+    entrypoints: Path = ENTRYPOINTS,
+) -> None:
     """Run to the end; `watch` is called several times a second.
 
     On every way out both halves have ended: the trainer first, so that it can still stop its
     sandboxes. Raises InfraError with the trainer's or the server's last words, KeyboardInterrupt.
     """
-    with _halves(config, run_dir, attempt) as halves:
+    with _halves(Halves(config, run_dir, attempt, entrypoints)) as halves:
         if config.runtime.url is None:
             halves.start_runtime()
             _wait_ready(halves)
@@ -86,7 +99,7 @@ def run_attempt(config: Config, run_dir: Path, attempt: int, *, watch: Callable[
         watch()
     if code != 0:
         raise InfraError(
-            last_error(run_dir / "logs" / f"train.{attempt:02d}.log") or f"exit code {code}",
+            last_error(halves.log("train")) or f"exit code {code}",
             where="trainer",
             remedy=f"logs: {run_dir}/logs; `skiff resume {run_dir}` goes on from the checkpoint",
         )
@@ -100,7 +113,7 @@ def runtime_server(config: Config) -> Iterator[tuple[str, str]]:
         (folder / "logs").mkdir()
         (folder / "rendezvous").mkdir()
         write_config(config, folder / "config.toml")
-        with _halves(config, folder, 1) as halves:
+        with _halves(Halves(config, folder, attempt=1)) as halves:
             halves.start_runtime()
             _wait_ready(halves)
             place = json.loads(halves.rendezvous.read_text())
@@ -115,17 +128,23 @@ def last_error(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _halves(config: Config, run_dir: Path, attempt: int) -> Iterator[Halves]:
-    halves = Halves(config, run_dir, attempt)
+def _halves(halves: Halves) -> Iterator[Halves]:
     halves.rendezvous.unlink(missing_ok=True)  # of an earlier attempt
-    ended = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    handlers = {
+        signal.SIGINT: signal.getsignal(signal.SIGINT),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
+    }
     try:
         yield halves
     finally:
-        halves.stop("train")
-        halves.stop("runtime")
-        for number, handler in ended.items():
-            signal.signal(number, handler)
+        for number in handlers:  # a second Ctrl-C must not leave one half behind
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            halves.stop("train")
+        finally:
+            halves.stop("runtime")
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -135,7 +154,7 @@ def _interrupt(number: int, frame: object) -> None:
 def _wait_ready(halves: Halves) -> None:
     deadline = time.monotonic() + READY_SECONDS
     server = halves.running["runtime"]
-    log = halves.run_dir / "logs" / f"runtime.{halves.attempt:02d}.log"
+    log = halves.log("runtime")
     while not halves.rendezvous.exists():
         if server.returncode is not None:
             raise InfraError(last_error(log), where="runtime server", remedy=f"log: {log}")
@@ -146,6 +165,7 @@ def _wait_ready(halves: Halves) -> None:
                 remedy=f"log: {log}",
             )
         time.sleep(POLL_SECONDS)
+    halves.port = json.loads(halves.rendezvous.read_text())["port"]
 
 
 def _restart_runtime(halves: Halves, restarts: int) -> None:
@@ -154,6 +174,10 @@ def _restart_runtime(halves: Halves, restarts: int) -> None:
     what = f"the runtime server ended with exit code {server.returncode}"
     events.emit(halves.run_dir, "error", what=what, restart=restarts)
     if restarts > RESTARTS:
-        raise InfraError(f"{what}, {restarts} times", where="runtime server")
-    port = json.loads(halves.rendezvous.read_text())["port"] if halves.rendezvous.exists() else None
-    halves.start_runtime(port)
+        log = halves.log("runtime")
+        raise InfraError(
+            f"{what} after {RESTARTS} restarts: {last_error(log)}",
+            where="runtime server",
+            remedy=f"log: {log}",
+        )
+    halves.start_runtime()

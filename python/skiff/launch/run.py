@@ -8,18 +8,24 @@ from pathlib import Path
 from rich.console import Console
 
 from skiff import events
-from skiff.config import Config, load_run_config
+from skiff.config import Config
 from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import local, run_folder
 from skiff.launch.watch import Watch
 from skiff.report import summarise, summary_table, write_report
+from skiff.train.inputs import check_inputs, check_places
 
+CRASHED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def run(config: Config, console: Console) -> int:
-    """Make a run folder and run both halves in it; returns the exit code. Raises SkiffError."""
+    """Make a run folder and run both halves in it; returns the exit code.
+
+    Raises SkiffError; what the profile names and is not there, before anything is made or started.
+    """
+    check_inputs(config)
     run_dir = run_folder.make(config)
     console.print(f"run folder: {run_dir}")
     return _attempt(config, run_dir, console)
@@ -28,17 +34,27 @@ def run(config: Config, console: Console) -> int:
 def resume(run_dir: Path, console: Console) -> int:
     """Go on with a run from its newest whole checkpoint; returns the exit code."""
     run_dir = run_dir.absolute()
-    config = load_run_config(run_dir / "config.toml")
+    config = run_folder.read_config(run_dir)
+    check_places(config)
     return _attempt(config, run_dir, console)
 
 
 def _attempt(config: Config, run_dir: Path, console: Console) -> int:
+    with run_folder.lock(run_dir):
+        code = _run_halves(config, run_dir, console)
+    console.print(summary_table(summarise(run_dir)))
+    console.print(f"report: {run_dir / 'report.html'}\na trajectory: skiff show {run_dir}")
+    return code
+
+
+def _run_halves(config: Config, run_dir: Path, console: Console) -> int:
     number = run_folder.new_attempt(run_dir)
-    code, reason = 0, "done"
+    code, reason = CRASHED, "crashed"
     try:
         with Watch(run_dir, config.train.steps, console) as watch:
             _make_image(config, run_dir)
             local.run_attempt(config, run_dir, number, watch=watch)
+        code, reason = 0, "done"
     except KeyboardInterrupt:
         code, reason = INTERRUPTED, "interrupted"
         console.print(f"interrupted; `skiff resume {run_dir}` goes on from the last checkpoint")
@@ -46,10 +62,11 @@ def _attempt(config: Config, run_dir: Path, console: Console) -> int:
         code, reason = error.exit_code, str(error)
         raise
     finally:
-        events.emit(run_dir, "finished", exit_code=code, reason=reason, attempt=number)
-        report = write_report(run_dir)
-    console.print(summary_table(summarise(run_dir)))
-    console.print(f"report: {report}\na trajectory: skiff show {run_dir}")
+        try:
+            events.emit(run_dir, "finished", exit_code=code, reason=reason, attempt=number)
+            write_report(run_dir)
+        except OSError as error:  # must not hide why the run ended
+            console.print(f"no report: {error}", markup=False)
     return code
 
 

@@ -8,25 +8,32 @@ logs/ events.jsonl trajectories/ metrics/ ckpt/ model/ report.html
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from skiff.config import Config
+from skiff.config import Config, load_run_config
 from skiff.config.load import write_config
 from skiff.errors import ConfigError
 
+CONFIG = "config.toml"
 FOLDERS = ("attempts", "rendezvous", "logs", "trajectories", "metrics", "ckpt", "data", "model")
 
 
 def make(config: Config) -> Path:
-    """A new run folder below run.folder, named by run.name and the time. Raises ConfigError."""
+    """A new run folder below run.folder, named by run.name and the time. Raises ConfigError.
+
+    Its config.toml names files by absolute paths, so that a resume may come from anywhere.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = config.run.folder.absolute() / f"{config.run.name}-{stamp}"
     try:
         folder.mkdir(parents=True)
         for name in FOLDERS:
             (folder / name).mkdir()
-        write_config(config, folder / "config.toml")
+        write_config(_absolute(config), folder / CONFIG)
     except FileExistsError:
         raise ConfigError("exists already", where=str(folder), remedy="start again") from None
     except OSError as error:
@@ -36,19 +43,51 @@ def make(config: Config) -> Path:
     return folder
 
 
-def new_attempt(folder: Path) -> int:
-    """Reserve the next attempt's number, starting at 1; safe against a second launcher."""
-    if not (folder / "config.toml").is_file():
+def read_config(folder: Path) -> Config:
+    """The config of an existing run. Raises ConfigError when `folder` is no run folder."""
+    if not (folder / CONFIG).is_file():
         raise ConfigError(
-            "is no run folder (no config.toml in it)",
+            f"is no run folder (no {CONFIG} in it)",
             where=str(folder),
             remedy="`skiff run PROFILE` makes one",
         )
+    return load_run_config(folder / CONFIG)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the run. Raises ConfigError while another launcher on this machine holds it."""
+    with (folder / CONFIG).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "is in use by another launcher", where=str(folder), remedy="let that one end"
+            ) from None
+        yield
+
+
+def new_attempt(folder: Path) -> int:
+    """Reserve the next attempt's number, starting at 1; safe against a second launcher.
+
+    Raises ConfigError when the folder cannot be written.
+    """
     number = 1
     while True:
         try:
-            (folder / "attempts" / f"{number:02d}").mkdir()
+            (folder / "attempts" / f"{number:02d}").mkdir(parents=True)
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", where=str(folder)) from error
         else:
             return number
+
+
+def _absolute(config: Config) -> Config:
+    model, tasks = config.model, config.tasks
+    if Path(model.path).is_dir():  # 'warm-start' is no folder
+        model = model.model_copy(update={"path": str(Path(model.path).absolute())})
+    if tasks.skip_list is not None:
+        tasks = tasks.model_copy(update={"skip_list": tasks.skip_list.absolute()})
+    return config.model_copy(update={"model": model, "tasks": tasks})

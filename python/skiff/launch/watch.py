@@ -6,11 +6,11 @@ printed line.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from skiff import events
@@ -28,8 +28,7 @@ class Watch:
     """Call it often; it shows what was appended since. A context manager."""
 
     def __init__(self, run_dir: Path, steps: int, console: Console) -> None:
-        self._file = run_dir / events.FILE
-        self._offset = self._file.stat().st_size if self._file.exists() else 0
+        self._events = events.Tail(run_dir / events.FILE, skip_old=True)
         self._steps = steps
         self._console = console
         self._status = Status("starting", console=console)
@@ -44,21 +43,14 @@ class Watch:
         self._status.stop()
 
     def __call__(self) -> None:
-        """Show the new whole lines of the file."""
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as source:
-            source.seek(self._offset)
-            for line in source:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self._show(json.loads(line))
+        """Show the new events."""
+        for event in self._events.new():
+            self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "progress":
-            self._status.update(f"{event['what']} {event['share']:.0%}")
+            self._status.update(f"{escape(event['what'])} {event['share']:.0%}")
         elif kind == "phase":
             words = PHASES.get(event["name"], event["name"])
             self._print(f"[dim]{event['seconds']:7.1f} s[/dim]  {words}")
@@ -79,7 +71,7 @@ class Watch:
         elif kind == "checkpoint":
             self._print(f"[dim]checkpoint of step {event['step']}[/dim]")
         elif kind == "error":
-            self._print(f"[red]{event['what']}[/red]")
+            self._print(f"[red]{escape(event['what'])}[/red]")
 
     def _step(self, event: dict[str, Any]) -> str:
         metrics, seconds = event["metrics"], event["seconds"]

@@ -47,4 +47,5 @@ def _tail(log: Path) -> str:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    return re.sub(r"\x1b\[[0-9;]*m|^\([^)]*pid=[^)]*\) ?", "", text, flags=re.MULTILINE)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return re.sub(r"^\([^)]*pid=[^)]*\) ?", "", plain, flags=re.MULTILINE)

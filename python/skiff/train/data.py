@@ -7,6 +7,7 @@ suites, and verl copies each row's fields to every trajectory.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
 
 from skiff.config.schema import Config
@@ -20,28 +21,15 @@ EVERY = 5  # a profile without validation specs validates on every fifth task
 
 
 def write_data(config: Config, folder: Path) -> dict[str, list[Task]]:
-    """Resolve the profile's task specs and write `folder`. Returns the tasks by split.
+    """Write the profile's tasks to `folder`; tasks.jsonl comes last, so it stands for all of them.
 
-    Raises ConfigError when a split is empty, smaller than one step, or overlaps the other;
-    TaskError from the sources.
+    Returns the tasks by split. Raises as `select` does, and OSError.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    skip = read_skip_list(config.tasks.skip_list) if config.tasks.skip_list else set()
-    train = _resolve(config.tasks.train, skip)
-    validation = _resolve(config.tasks.validation, skip)
-    if not config.tasks.validation:
-        validation = train[::EVERY]
-        train = [task for number, task in enumerate(train) if number % EVERY]
-    splits = {
-        "train": train[: config.tasks.train_limit],
-        "validation": validation[: config.tasks.validation_limit],
-    }
-    _check(config, splits)
+    splits = select(config)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = {task.id: task.model_dump_json() for tasks in splits.values() for task in tasks}
-    write_atomic(folder / TASKS, "\n".join(lines.values()) + "\n")
     for split, tasks in splits.items():
         rows = [
             {
@@ -53,6 +41,28 @@ def write_data(config: Config, folder: Path) -> dict[str, list[Task]]:
             for index, task in enumerate(tasks)
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    lines = [task.model_dump_json() for tasks in splits.values() for task in tasks]
+    write_atomic(folder / TASKS, "\n".join(lines) + "\n")
+    return splits
+
+
+def select(config: Config) -> dict[str, list[Task]]:
+    """Resolve the profile's task specs into "train" and "validation".
+
+    Raises ConfigError when a split is empty, smaller than one step, or holds a task of the other or
+    one task twice; TaskError from the sources.
+    """
+    skip = read_skip_list(config.tasks.skip_list) if config.tasks.skip_list else set()
+    train = _resolve(config.tasks.train, skip)
+    validation = _resolve(config.tasks.validation, skip)
+    if not config.tasks.validation:
+        validation = train[::EVERY]
+        train = [task for number, task in enumerate(train) if number % EVERY]
+    splits = {
+        "train": train[: config.tasks.train_limit],
+        "validation": validation[: config.tasks.validation_limit],
+    }
+    _check(config, splits)
     return splits
 
 
@@ -75,6 +85,12 @@ def _check(config: Config, splits: dict[str, list[Task]]) -> None:
                 f"tasks.{split} resolves to no task",
                 where=", ".join(getattr(config.tasks, split)),
                 remedy="`skiff tasks list SPEC` shows what a spec holds",
+            )
+        twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
+        if twice:
+            raise ConfigError(
+                f"tasks.{split} holds {len(twice)} tasks twice, e.g. {min(twice)}",
+                remedy="name each spec once",
             )
     if len(splits["train"]) < config.rollout.prompts_per_step:
         raise ConfigError(

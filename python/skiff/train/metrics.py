@@ -6,7 +6,8 @@ events, because only those know which trajectories were masked.
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,53 +33,58 @@ METRICS = {
 
 
 class Follower:
-    """Reads what verl has appended since the last call."""
+    """Reads what verl has appended since the last call. Made before verl starts."""
 
     def __init__(self, run_dir: Path, file: Path) -> None:
         self._run_dir = run_dir
-        self._file = file
-        self._offset = 0
+        self._lines = events.Tail(file)
+        self._earlier = sum(1 for _ in events.read(run_dir, "trajectory"))
 
     def follow(self) -> None:
         """Emit the events of all whole new lines."""
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as source:
-            source.seek(self._offset)
-            for line in source:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                record = json.loads(line)
-                self._emit(int(record["step"]), record["data"])
+        for record in self._lines.new():
+            self._emit(int(record["step"]), record["data"])
 
     def _emit(self, step: int, data: dict[str, Any]) -> None:
         if any(name.startswith("val-") for name in data):
-            events.emit(self._run_dir, "validation", **validation(self._run_dir, step))
+            counts = validation(self._run_dir, step, earlier=self._earlier)
+            events.emit(self._run_dir, "validation", **counts)
+        numbers = {name: n for name, value in data.items() if (n := number(value)) is not None}
         seconds = {
-            name.removeprefix(TIMING): round(float(value), 3)
-            for name, value in data.items()
+            name.removeprefix(TIMING): round(value, 3)
+            for name, value in numbers.items()
             if name.startswith(TIMING)
         }
         if "step" in seconds:  # the first validation's line has none
-            metrics = {ours: data[theirs] for theirs, ours in METRICS.items() if theirs in data}
+            metrics = {ours: numbers[name] for name, ours in METRICS.items() if name in numbers}
             events.emit(self._run_dir, "step", step=step, seconds=seconds, metrics=metrics)
 
 
-def validation(run_dir: Path, step: int) -> dict[str, Any]:
-    """Counts of the last validation at `step`: a resumed run may have repeated it."""
-    rewards: dict[str, list[float | None]] = {}
-    for event in events.read(run_dir, "trajectory"):
-        if event["split"] == "validation" and event["step"] == step:
-            rewards.setdefault(event["task"], []).append(event["reward"])
-    graded = [reward for each in rewards.values() for reward in each if reward is not None]
-    masked = sum(len(each) for each in rewards.values()) - len(graded)
+def number(value: Any) -> float | None:
+    """A finite number as it is, a list as the mean of its finite numbers; None where none is.
+
+    Some of verl's metrics are lists, empty at times, and a NaN arrives as null.
+    """
+    parts = value if isinstance(value, list) else [value]
+    finite = [part for part in parts if isinstance(part, int | float) and math.isfinite(part)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def validation(run_dir: Path, step: int, *, earlier: int = 0) -> dict[str, Any]:
+    """Counts of the validation at `step`, without the first `earlier` trajectories of the run:
+    an attempt may repeat a validation that the one before it began."""
+    trajectories = itertools.islice(events.read(run_dir, "trajectory"), earlier, None)
+    rewards = [
+        event["reward"]
+        for event in trajectories
+        if event["split"] == "validation" and event["step"] == step
+    ]
+    graded = [reward for reward in rewards if reward is not None]
     solved = sum(reward == 1.0 for reward in graded)
-    rate = solved / len(graded) if graded else None
     return {
         "step": step,
         "solved": solved,
         "graded": len(graded),
-        "masked": masked,
-        "solve_rate": rate,
+        "masked": len(rewards) - len(graded),
+        "solve_rate": solved / len(graded) if graded else None,
     }

@@ -18,11 +18,14 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the marked checkpoints below `folder`, ascending."""
+    """Steps of the marked checkpoints below `folder`, ascending.
+
+    verl removes an old checkpoint's weights, but not its folder with the mark in it.
+    """
     steps = []
     for entry in folder.glob("global_step_*"):
         match = re.fullmatch(r"global_step_(\d+)", entry.name)
-        if match and (entry / MARKER).exists():
+        if match and (entry / MARKER).exists() and (entry / "actor").exists():
             steps.append(int(match[1]))
     return sorted(steps)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from skiff import events
 from skiff.config import Config, load_run_config
 from skiff.config.secrets import load_secrets
-from skiff.errors import ConfigError, InfraError
+from skiff.errors import InfraError
 from skiff.files import write_atomic
 from skiff.processes import Child
 from skiff.sandbox.client import KEY_FILE_VARIABLE, URL_VARIABLE, RuntimeClient
@@ -29,10 +29,10 @@ from skiff.train import resume
 from skiff.train.causes import cause_of
 from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment
+from skiff.train.inputs import WARM_START, check_places, model_folder
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 
-WARM_START = "warm-start"
 RENDEZVOUS_SECONDS = 120.0
 POLL_SECONDS = 0.2
 
@@ -43,7 +43,7 @@ def train(config_file: Path, rendezvous: Path, *, attempt: int) -> None:
     run_dir = config_file.absolute().parent
     secrets = load_secrets()
     with phase(run_dir, "runtime"):
-        find_runtime(rendezvous)
+        find_runtime(config, rendezvous)
     if not (run_dir / "data" / TASKS).exists():
         with phase(run_dir, "tasks"):
             write_data(config, run_dir / "data")
@@ -66,13 +66,15 @@ def phase(run_dir: Path, name: str) -> Iterator[None]:
     events.emit(run_dir, "phase", name=name, seconds=round(time.monotonic() - begun, 2))
 
 
-def find_runtime(rendezvous: Path) -> None:
-    """Wait for the runtime server's rendezvous file and export it to this process tree.
+def find_runtime(config: Config, rendezvous: Path) -> None:
+    """Name the runtime server to this process tree: runtime.url, or what `rendezvous` says.
 
-    The key travels as the path of its 0600 file, never as a value. A profile with runtime.url
-    sets both variables before the start. Raises InfraError at the deadline.
+    The key travels as the path of its 0600 file, never as a value; that of runtime.url stands in
+    the environment. Raises InfraError when no rendezvous file appears in time.
     """
-    if os.environ.get(URL_VARIABLE) and os.environ.get(KEY_FILE_VARIABLE):
+    check_places(config)
+    if config.runtime.url is not None:
+        os.environ[URL_VARIABLE] = config.runtime.url
         return
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     while not rendezvous.exists():
@@ -98,14 +100,7 @@ def write_agent_loop(run_dir: Path) -> None:
 def resolve_model(config: Config, run_dir: Path) -> str:
     """The policy's Hugging Face folder; makes it when the profile asks for a warm start."""
     if config.model.path != WARM_START:
-        folder = Path(config.model.path)
-        if not (folder / "config.json").is_file():
-            raise ConfigError(
-                "is no Hugging Face model folder (no config.json in it)",
-                where=f"model.path = {config.model.path}",
-                remedy="give the path of a downloaded model; nothing is fetched at run time",
-            )
-        return str(folder.absolute())
+        return str(model_folder(config))
     folder = run_dir / "model" / WARM_START
     if not folder.exists():
         from skiff.train.warm_start import warm_start

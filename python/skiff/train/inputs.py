@@ -1,0 +1,46 @@
+"""What a run needs before any part of it is started: checked in seconds, without verl.
+
+Not covered: whether the model fits into memory, and whether the tasks' images exist.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from skiff.config import Config
+from skiff.errors import ConfigError
+from skiff.sandbox.client import KEY_FILE_VARIABLE
+from skiff.train.data import select
+
+WARM_START = "warm-start"
+
+
+def check_inputs(config: Config) -> None:
+    """Model, tasks and runtime server of a new run. Raises ConfigError or TaskError."""
+    check_places(config)
+    select(config)
+
+
+def check_places(config: Config) -> None:
+    """What a resumed run needs again. Raises ConfigError."""
+    if config.model.path != WARM_START:
+        model_folder(config)
+    if config.runtime.url is not None and not os.environ.get(KEY_FILE_VARIABLE):
+        raise ConfigError(
+            f"is set, but the variable {KEY_FILE_VARIABLE} is not",
+            where="runtime.url",
+            remedy=f"set {KEY_FILE_VARIABLE} to the key file of that server",
+        )
+
+
+def model_folder(config: Config) -> Path:
+    """The absolute path of model.path. Raises ConfigError when it is no model."""
+    folder = Path(config.model.path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            "is no Hugging Face model folder (no config.json in it)",
+            where=f"model.path = {config.model.path}",
+            remedy="give the path of a downloaded model; nothing is fetched at run time",
+        )
+    return folder.absolute()
