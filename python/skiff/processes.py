@@ -28,6 +28,7 @@ KILL_SECONDS = 10.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
+_commands: set[int] = set()  # pids of all Child objects: subprocess reaps these itself
 
 
 class Child:
@@ -46,10 +47,15 @@ class Child:
                 start_new_session=True,  # Ctrl-C is for us; we end the child in order
                 preexec_fn=_die_with_parent,
             )
+        _commands.add(self._process.pid)
 
     @property
     def returncode(self) -> int | None:
-        """The command's exit status; None while it runs, negative for a signal."""
+        """The command's exit status; None while it runs, negative for a signal.
+
+        Whoever watches a child asks for this often, so orphans that have ended are reaped here.
+        """
+        _reap_orphans()
         return self._process.poll()
 
     @property
@@ -101,6 +107,17 @@ class Child:
 
 def _die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _reap_orphans() -> None:
+    """Forget the ended processes that were left to us: every sandbox leaves one, and each would
+    stay a zombie as long as we live. What we have started ourselves is not touched: it is a
+    `Child`, or in our session."""
+    session = os.getsid(0)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    for pid in map(int, children.split()):
+        if pid not in _commands and os.getsid(pid) != session:
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _signal(send: Callable[[], None]) -> None:
