@@ -245,11 +245,7 @@ def _cpu(config: Config) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    """Hydra's grammar: lists and strings as JSON-like literals, null for None."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return json.dumps(value)
-    if isinstance(value, str):
-        return json.dumps(value) if not value.replace("_", "").isalnum() else value
+    """Hydra's grammar. Strings are quoted: a run may be named `null` or `1e3`."""
+    if isinstance(value, bool | list | str):
+        return json.dumps(value, ensure_ascii=False)
     return str(value)
