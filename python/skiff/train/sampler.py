@@ -19,6 +19,8 @@ from skiff.config import Config, load_run_config
 from skiff.errors import InfraError
 
 POLL_SECONDS = 0.1
+NOTHING_LEFT = "no materializable trajectories"  # verl's words
+REMEDY = "see events.jsonl"
 GRACE_SECONDS = 60.0  # Ray calls, decoding and queueing beside the trajectories' own deadlines
 
 
@@ -40,12 +42,18 @@ class SkiffReplayBuffer(ReplayBuffer):
         )
         expected = batch_size * each
         self.deadline = time.monotonic() + time_limit(self.skiff, expected)
-        batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        try:
+            batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        except RuntimeError as error:
+            if NOTHING_LEFT not in str(error):
+                raise
+            sentence = loss_sentence(self.skiff, expected, expected)
+            raise InfraError(sentence, where=f"step {global_steps}", remedy=REMEDY) from error
         masked = expected - len(batch.keys)
         metrics[f"{self._metrics_prefix(partition_id)}/masked_trajectories"] = masked
         sentence = loss_sentence(self.skiff, expected, masked)
         if sentence:
-            raise InfraError(sentence, where=f"step {global_steps}", remedy="see events.jsonl")
+            raise InfraError(sentence, where=f"step {global_steps}", remedy=REMEDY)
         return batch, metrics
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
@@ -73,6 +81,8 @@ def loss_sentence(config: Config, expected: int, masked: int) -> str:
             f"{masked} of {expected} trajectories failed for infrastructure reasons and"
             " train.on_infra_failure = 'stop'"
         )
+    if masked == expected:
+        return f"all {expected} trajectories failed for infrastructure reasons"
     if masked > config.train.max_masked_share * expected:
         return (
             f"{masked} of {expected} trajectories failed for infrastructure reasons, more than"
