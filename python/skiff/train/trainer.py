@@ -186,10 +186,8 @@ def export(run_dir: Path) -> None:
         command += ["--local_dir", str(actor), "--target_dir", str(made)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise InfraError(
-                f"verl.model_merger failed: {result.stderr.strip().splitlines()[-1:]}",
-                where=str(actor),
-            )
+            words = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[-1]
+            raise InfraError(f"verl.model_merger failed: {words}", where=str(actor))
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)

@@ -110,8 +110,11 @@ async def _record(
         progress("recording traces in sandboxes", done / len(wanted))
         return Trace(task, trajectory)
 
-    async with client, asyncio.TaskGroup() as group:
-        running = [group.create_task(record(task, number)) for task, number in wanted]
+    try:
+        async with client, asyncio.TaskGroup() as group:
+            running = [group.create_task(record(task, number)) for task, number in wanted]
+    except ExceptionGroup as failures:  # the first says it; the group has cancelled the others
+        raise failures.exceptions[0] from None
     return [task.result() for task in running]
 
 
