@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,11 +78,15 @@ def story(run_dir: Path) -> Callable[[], list[str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(run_dir: Path) -> Iterator[None]:
-    """No process of a run may outlive it."""
+    """No process of a run may outlive it by more than its exit takes."""
     yield
-    living = [
-        process.cmdline()
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE
-    ]
-    assert [command for command in living if str(run_dir) in " ".join(command)] == []
+    deadline = time.monotonic() + 10
+    while left := processes_of(run_dir):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def processes_of(run_dir: Path) -> list[list[str]]:
+    """The commands of living processes that name the run; a zombie has none."""
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if str(run_dir) in " ".join(command)]
