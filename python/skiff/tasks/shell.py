@@ -153,6 +153,12 @@ def kind_of(task: Task) -> str:
     return task.id.removeprefix(f"{SOURCE}:").split("-")[0]
 
 
+def symptom(task: Task) -> str:
+    """What the task's check says while the fault is there, e.g. 'plan.txt is not sorted'."""
+    (kind,) = (kind for kind in KINDS if kind.name == kind_of(task))
+    return kind.symptom(_folder_of(task))
+
+
 def renaming(task: Task, other: Task) -> Callable[[str], str]:
     """A function that puts `other`'s names for `task`'s into a text about `task`."""
     old, new = _folder_of(task), _folder_of(other)

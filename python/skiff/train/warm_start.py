@@ -1,8 +1,8 @@
 """Warm start of the demo: a tiny Qwen3 learns an agent's format from a scripted solver's traces.
 
-The solver runs the check and then plays *some* repair of its repertoire, whatever the check said:
-the model learns how to act, and which acts there are, but not which one helps. That is left to
-reinforcement learning. The traces are recorded in real sandboxes, one per fault and repair, and
+The solver runs the check, says what the check said, and plays a repair of its repertoire by chance:
+the one that helps as often as any two others. So the model learns how to act and which acts there
+are, but hardly which one helps: that is left to reinforcement learning. The traces are recorded in real sandboxes, one per fault and repair, and
 multiplied by exchanging names. Not covered: supervised fine-tuning of anything larger.
 """
 
@@ -32,7 +32,7 @@ Progress = Callable[[str, float], None]  # what is done, share of it
 Text = list[tuple[str, int]]  # parts of a trace, 1 where the policy spoke
 Example = tuple[list[int], list[int]]  # token ids, 1 where the policy spoke
 
-VARIANTS = 64  # of each recorded trace, itself included
+VARIANTS = 64  # of each recorded trace of a wrong repair, itself included
 ROOM = 30_000  # tokens
 TIME_CHECK = 10  # optimiser steps between two looks at the clock
 
@@ -86,6 +86,7 @@ async def _record(
     async def record(task: Task, number: int) -> Trace:
         nonlocal done
         answers = render_answers([shell.CHECK, shell.repertoire(task)[number]], config.agent.name)
+        answers[1] = f"{shell.symptom(task)}\n{answers[1]}"
         async with slots:
             trajectory = await run_trajectory(
                 task,
@@ -127,9 +128,11 @@ def _variants(
     mask = [0] * len(trajectory.prompt_ids) + trajectory.response_mask
     text = [(tokenizer.decode(part), spoken) for part, spoken in _segments(ids, mask)]
     yield text
+    # The right repair occurs twice as often as each wrong one.
+    count = VARIANTS * (2 if trajectory.reward == 1.0 else 1)
     kind = shell.kind_of(trace.task)
     others = [task for task in tasks if shell.kind_of(task) == kind and task is not trace.task]
-    for other in rng.sample(others, min(VARIANTS - 1, len(others))):
+    for other in rng.sample(others, min(count - 1, len(others))):
         rename = shell.renaming(trace.task, other)
         yield [(rename(part), spoken) for part, spoken in text]
 
