@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from skiff.tasks import shell
 from skiff.train import resume, tiny
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("debian_image")]
-
-KILLED = -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +84,28 @@ def of_kind(run_dir: Path, kind: str, **wanted: object) -> list[dict[str, Any]]:
     ]
 
 
+def child(entry_point: str) -> psutil.Process:
+    """Our living child that runs this entry point."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one that is gone
+            if any(part.endswith(entry_point) for part in process.cmdline()):
+                return process
+    raise LookupError(entry_point)
+
+
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
     """No process of a run may outlive it: none of ours is left that was not there before."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
-    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert [p.cmdline() for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    left = [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["pid", "cmdline", "status"])
+        if process.info["pid"] not in before
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+        and any(parent.pid == os.getpid() for parent in process.parents())
+    ]
+    assert left == []
 
 
 def test_grpo_with_mini_resumes_after_kill_9(make_config: Callable[..., Config]) -> None:
@@ -102,12 +114,7 @@ def test_grpo_with_mini_resumes_after_kill_9(make_config: Callable[..., Config])
 
     def kill_after_first_checkpoint() -> None:
         if of_kind(run_dir, "checkpoint", step=1):
-            (trainer,) = [
-                process
-                for process in psutil.Process().children()
-                if any(part.endswith("entrypoints/train") for part in process.cmdline())
-            ]
-            trainer.send_signal(signal.SIGKILL)
+            child("entrypoints/train").kill()
 
     with nothing_left():
         attempt = run_folder.new_attempt(run_dir)
@@ -165,13 +172,9 @@ def test_runtime_server_dies_in_mid_rollout(make_config: Callable[..., Config]) 
 
     def kill_the_server() -> None:
         if not killed and len(of_kind(run_dir, "trajectory", split="train")) >= 2:
-            (server,) = [
-                process
-                for process in psutil.Process().children()
-                if any(part.endswith("entrypoints/runtime") for part in process.cmdline())
-            ]
+            server = child("entrypoints/runtime")
             killed.append(server.pid)
-            os.kill(server.pid, signal.SIGKILL)
+            server.kill()
 
     with nothing_left():
         attempt = run_folder.new_attempt(run_dir)

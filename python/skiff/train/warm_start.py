@@ -2,8 +2,9 @@
 
 The solver runs the check, says what the check said, and plays a repair of its repertoire by chance:
 the one that helps as often as any two others. So the model learns how to act and which acts there
-are, but hardly which one helps: that is left to reinforcement learning. The traces are recorded in real sandboxes, one per fault and repair, and
-multiplied by exchanging names. Not covered: supervised fine-tuning of anything larger.
+are, but hardly which one helps: that is left to reinforcement learning. The traces are recorded in
+real sandboxes, one per fault and repair, and multiplied by exchanging names. Not covered:
+supervised fine-tuning of anything larger.
 """
 
 from __future__ import annotations
