@@ -115,6 +115,9 @@ class Train(Section):
     clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     kl_coefficient: Annotated[float, Field(ge=0)] = Field(0.0, description="0 = no reference")
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999, description="lower: a short run forgets its first, noisy gradients sooner"
+    )
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     validate_every: NotNegative = Field(0, description="steps; 0 = only at the end")
     validate_first: bool = True

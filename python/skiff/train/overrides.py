@@ -96,6 +96,7 @@ def _actor(config: Config, model: str) -> dict[str, object]:
         f"{actor}.optim.lr": train.learning_rate,
         f"{actor}.optim.clip_grad": train.gradient_clip,
         f"{actor}.optim.weight_decay": 0.0,
+        f"{actor}.optim.betas": [0.9, train.adam_beta2],
         f"{actor}.ppo_mini_batch_size": train.mini_batch_prompts or config.rollout.prompts_per_step,
         f"{actor}.ppo_micro_batch_size_per_gpu": hardware.micro_batch,
         f"{actor}.ppo_epochs": train.update_epochs,
