@@ -44,7 +44,7 @@ def task() -> Task:
         source="test",
         image="none",
         prompt="Repair the folder.",
-        workdir="/work",
+        workdir="/folder",
         grade=ScriptGrade(script="true"),
         solution=("echo fixed > a.txt",),
     )

@@ -203,7 +203,7 @@ async def test_mistakes_are_told(editor: Editor, tmp_path: Path) -> None:
     below = tmp_path / "binary/below"
     assert "File exists" in await refused(editor, "create", below, file_text="a")
     assert "not a text file" in await refused(editor, "view", tmp_path / "binary")
-    assert "did you mean /work/a.txt" in await refused(editor, "view", "a.txt")
+    assert "did you mean /folder/a.txt" in await refused(editor, "view", "a.txt")
     assert "file_text is missing" in await refused(editor, "create", tmp_path / "new")
     assert "old_str is missing" in await refused(editor, "str_replace", tmp_path / "binary")
     assert "new_str is missing" in await refused(editor, "insert", tmp_path / "binary")

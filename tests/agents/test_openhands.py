@@ -55,7 +55,7 @@ async def test_the_ids_are_the_transcript(stage: Stage, result: Result) -> None:
     await openhands.run(scene.episode)
     assert scene.generated_texts() == [f"{answer}<|im_end|>" for answer in answers]
     head, _, rest = scene.transcript.partition("<|im_start|>assistant\n")
-    assert "You repair software in /work." in head
+    assert "You repair software in /folder." in head
     assert head.endswith("<|im_start|>user\nRepair the folder.<|im_end|>\n")
     assert rest.startswith(
         f"{answers[0]}<|im_end|>\n"
@@ -204,7 +204,7 @@ async def test_prompt_dir_of_a_subclass_from_elsewhere(stage: Stage, tmp_path: P
         stock = {name: settings[name] for name in ("llm", "tools")}
         with pytest.raises(FileNotFoundError, match=r"system_prompt\.j2"):
             _ = Elsewhere(**stock).static_system_message
-    assert message.startswith("You repair software in /work.")
+    assert message.startswith("You repair software in /folder.")
 
 
 async def test_agent_state_is_frozen_and_need_not_be_set(stage: Stage) -> None:

@@ -77,7 +77,7 @@ async def test_the_transcript_is_what_happened(
     )
     text = tokenizer.decode(trajectory.response_ids)
     assert "out\nerr" in text
-    assert "/work" in text
+    assert "/folder" in text
     assert [turn.exit_code for turn in trajectory.turns] == [3, 0, None]
     mask, ids = trajectory.response_mask, trajectory.response_ids
     generated = tokenizer.decode([i for i, kept in zip(ids, mask, strict=True) if kept])
@@ -112,13 +112,13 @@ async def test_the_editor_edits_in_the_sandbox(run: Run, shell_task: Task) -> No
         parameters = "".join(f"<parameter={k}>{v}</parameter>\n" for k, v in fields.items())
         return f"<function=file_editor>\n{parameters}</function>"
 
-    path = "/work/sub/new.txt"
+    path = "/folder/sub/new.txt"
     answers = [
         edit(command="create", path=path, file_text="one\ntwo"),
         edit(command="str_replace", path=path, old_str="two", new_str="three"),
-        edit(command="view", path="/work/absent"),
+        edit(command="view", path="/folder/absent"),
         edit(command="create", path="/etc/passwd/below", file_text="x"),
-        edit(command="view", path="/work"),
+        edit(command="view", path="/folder"),
         *render_answers([f"cat {path}"], "openhands"),
     ]
     trajectory = await run(shell_task, "openhands", answers)

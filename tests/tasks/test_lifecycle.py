@@ -397,7 +397,7 @@ async def test_exactly_one_repair_of_the_repertoire_solves_it(
     async with runtime_client.sandbox(spec) as sandbox:
         await prepare(sandbox, task, timeout=SECONDS)
         for repair in shell.repertoire(task):
-            copy = "rm -rf /copy; cp -a /work /copy; cd /copy"
+            copy = "rm -rf /copy; cp -a /folder /copy; cd /copy"
             done = await sandbox.run(f"{copy}; {repair}; {check}", timeout=SECONDS)
             if done.exit_code == 0:
                 solving.append(repair)

@@ -23,7 +23,7 @@ ONE_OF_EACH_KIND = list({kind_of(task): task for task in tasks("validation")}.va
 
 def lay_out(task: Task, folder: Path) -> None:
     for file in task.files:
-        path = folder / file.path.removeprefix("/work/")
+        path = folder / file.path.removeprefix("/folder/")
         path.write_text(file.content)
         path.chmod(file.mode)
 

@@ -19,7 +19,7 @@ from skiff.tasks.task import File, ScriptGrade, Task
 
 SOURCE = "shell"
 IMAGE = "localhost/skiff/sandbox:1"
-WORKDIR = "/work"
+WORKDIR = "/folder"
 CHECK = "sh check.sh"
 
 Split = Literal["train", "validation"]
