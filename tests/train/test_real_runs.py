@@ -112,14 +112,19 @@ def test_grpo_with_mini_resumes_after_kill_9(make_config: Callable[..., Config])
     config = make_config(train={"validate_every": 2, "export": True})
     run_dir = run_folder.make(config)
 
+    killed = []
+
     def kill_after_first_checkpoint() -> None:
-        if of_kind(run_dir, "checkpoint", step=1):
-            child("entrypoints/train").kill()
+        if not killed and of_kind(run_dir, "checkpoint", step=1):
+            trainer = child("entrypoints/train")
+            killed.append(trainer.pid)
+            trainer.kill()
 
     with nothing_left():
         attempt = run_folder.new_attempt(run_dir)
         with pytest.raises(InfraError):
             local.run_attempt(config, run_dir, attempt, watch=kill_after_first_checkpoint)
+    assert killed
     assert resume.complete_steps(run_dir / "ckpt") == [1]
     assert [event["step"] for event in of_kind(run_dir, "step")] in ([], [1])
 
