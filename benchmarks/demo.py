@@ -3,6 +3,7 @@
 Figures: validation solve rate of the warm start and of the last policy (64 tasks, sampled at
 temperature 1), their ratio, wall time of the whole command, and the largest sum of resident memory
 (shared pages counted once: PSS) of its process tree. Run it on a machine that does nothing else.
+The run folders stay below runs/benchmark.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,9 @@ class Result:
 
 def main(seeds: list[int]) -> None:
     results = []
-    with tempfile.TemporaryDirectory(prefix="skiff-bench-") as folder:
-        for seed in seeds:
-            results.append(run(seed, Path(folder)))
-            print(row(results[-1]), flush=True)
+    for seed in seeds:
+        results.append(run(seed, ROOT / "runs" / "benchmark"))
+        print(row(results[-1]), flush=True)
     text = TABLE.read_text() if TABLE.exists() else "# The demo over seeds\n\n" + BEGIN
     TABLE.write_text(text.partition(BEGIN)[0] + BEGIN + "\n".join(table(results)) + "\n")
 
@@ -61,7 +60,7 @@ def run(seed: int, folder: Path) -> Result:
     seconds = time.monotonic() - begun
     if process.returncode != 0:
         sys.exit(f"the demo with seed {seed} ended with exit code {process.returncode}")
-    (run_dir,) = (folder / str(seed)).iterdir()
+    run_dir = max((folder / str(seed)).iterdir())  # names end with the time
     found = summarise(run_dir)
     assert found.before is not None
     assert found.after is not None
