@@ -106,6 +106,22 @@ def test_a_daemon_of_an_ended_command_is_ended(
     assert bystander.poll() is None
 
 
+def test_an_orphan_without_the_mark_was_seen_before(
+    start: Callable[[list[str]], Child], bystander: subprocess.Popen[bytes]
+) -> None:
+    """Ray's workers write their titles over their environment."""
+    with start(["sh", "-c", "env -i sleep 599 & wait"]) as child:
+        below = psutil.Process(child.pid).children
+        becomes(lambda: [p.name() for p in below()] == ["sleep"])
+        (orphan,) = below()
+        becomes(lambda: child.returncode is None and orphan in child._seen)
+        os.kill(child.pid, signal.SIGKILL)
+        becomes(lambda: child.returncode is not None)
+        assert alive(orphan.pid)
+    assert not alive(orphan.pid)
+    assert bystander.poll() is None
+
+
 def test_a_daemon_that_ignores_sigterm_is_killed(
     start: Callable[[list[str]], Child],
     daemon: Callable[..., list[str]],

@@ -2,17 +2,20 @@
 
 Ray detaches its daemons, so a process group does not hold them. This process makes itself the
 "child subreaper" instead (prctl, Linux): whatever a dead descendant leaves behind becomes our
-child and can be listed. A mark in the environment tells which child it came from; nothing without
-the mark is touched. A child is told when we die ourselves, even by SIGKILL.
+child and can be listed. A mark in its environment tells whose it is; where a program has written
+over that (Ray's workers do, to set their titles) it counts that it was seen below the child.
+Nothing else is touched. A child is told when we die ourselves, even by SIGKILL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TERM_SECONDS = 60.0  # a trainer ends Ray, a server its sandboxes
 REST_SECONDS = 3.0
+LOOK_SECONDS = 1.0
 KILL_SECONDS = 10.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +41,8 @@ class Child:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._mark = f"SKIFF_CHILD_{os.getpid()}_{next(_numbers)}"
+        self._seen: set[psutil.Process] = set()
+        self._next_look = 0.0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -56,6 +62,8 @@ class Child:
         Whoever watches a child asks for this often, so orphans that have ended are reaped here.
         """
         _reap_orphans()
+        if time.monotonic() >= self._next_look:
+            self._look()
         return self._process.poll()
 
     @property
@@ -65,6 +73,7 @@ class Child:
     def end(self) -> None:
         """SIGTERM, at its deadline SIGKILL, then the same for all that it left behind."""
         if self.returncode is None:
+            self._look()
             self._process.terminate()
             try:
                 self._process.wait(TERM_SECONDS)
@@ -84,6 +93,12 @@ class Child:
     ) -> None:
         self.end()
 
+    def _look(self) -> None:
+        """Remember what now runs below the child."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._seen.update(psutil.Process(self.pid).children(recursive=True))
+
     def _end_rest(self) -> None:
         rest = self._rest()
         for process in rest:
@@ -95,13 +110,18 @@ class Child:
         psutil.wait_procs(self._rest(), timeout=KILL_SECONDS)
 
     def _rest(self) -> list[psutil.Process]:
-        """Living descendants of ours with this child's mark."""
-        return [p for p in psutil.Process().children(recursive=True) if self._is_marked(p)]
+        """Living descendants of ours that came from this child, parents before their children."""
+        rest: list[psutil.Process] = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process in self._seen or process.parent() in rest or self._is_marked(process):
+                    rest.append(process)
+        return rest
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
             return self._mark in process.environ()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or a container's: not ours
+        except psutil.AccessDenied:  # a container's: its own server ends it
             return False
 
 
