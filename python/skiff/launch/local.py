@@ -131,8 +131,9 @@ def last_error(log: Path) -> str:
 def _halves(halves: Halves) -> Iterator[Halves]:
     halves.rendezvous.unlink(missing_ok=True)  # of an earlier attempt
     handlers = {
-        signal.SIGINT: signal.getsignal(signal.SIGINT),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
+        # SIGINT, too: a shell starts background jobs with it ignored.
+        number: signal.signal(number, _interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield halves

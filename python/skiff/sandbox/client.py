@@ -1,7 +1,8 @@
 """Client of the runtime server: start a sandbox, run commands, move files, stop it.
 
 Every failure of the machinery (server gone, sandbox gone, start failed) is an InfraError; a command
-that fails is a `CommandResult`. Nothing is retried: a command may have run.
+that fails is a `CommandResult`. Only a start whose connection is refused is tried again: a command
+may have run.
 One event loop per client. Not covered: reattaching to a sandbox of an earlier client.
 """
 
@@ -34,6 +35,8 @@ CALL_SECONDS = 30.0  # of a call that does no work in a sandbox
 FILE_SECONDS = 300.0
 GRACE_SECONDS = 30.0  # beyond a command's own timeout: the server ends the command, not we
 CANNOT_EXECUTE = 126  # a shell's exit code for what it can't execute
+RESTART_SECONDS = 10.0  # a server that died is started again within this
+RETRY_SECONDS = 0.3
 KEEP_ALIVE_SECONDS = 30.0  # shorter than the server's, or a call could meet a closing connection
 
 
@@ -202,7 +205,7 @@ class RuntimeClient:
             "idle_seconds": spec.idle_seconds,
             "hold_seconds": hold,
         }
-        answer = await self._control("POST", f"{server}/start", json=body)
+        answer = await self._begin(f"{server}/start", body)
         while answer["pod_status"] == "pending":
             left = deadline - time.monotonic()
             if left <= 0:
@@ -217,6 +220,21 @@ class RuntimeClient:
                 params={"wait_seconds": min(hold, left)},
             )
         return answer
+
+    async def _begin(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a start, also while a server that died is being started again.
+
+        Only a refused connection is tried again: nothing has been asked for then.
+        """
+        deadline = time.monotonic() + min(RESTART_SECONDS, self._start_seconds)
+        while True:
+            try:
+                return await self._control("POST", url, json=body)
+            except InfraError as error:
+                refused = isinstance(error.__cause__, httpx.ConnectError)
+                if not refused or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def stop(self, server: str, runtime_id: str) -> None:
         """Stop a sandbox. A server that is gone, or does not know it, has nothing to stop."""
