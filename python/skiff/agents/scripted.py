@@ -1,6 +1,6 @@
 """A policy without a model: it answers with a task's own solution, in the agent's format.
 
-It drives both agents in tests, in `skiff run --policy scripted` and for the warm start's traces.
+It drives both agents in tests, in `skiff tasks solve` and for the warm start's traces.
 Not covered: choosing; the caller decides which commands are played.
 """
 
