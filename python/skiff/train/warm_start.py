@@ -49,7 +49,7 @@ class Trace:
 def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Progress) -> None:
     """Make the model, record traces, train on them, write `folder` (a Hugging Face folder).
 
-    warm_start.seconds bounds the supervised part. Raises InfraError when a trace cannot be recorded.
+    warm_start.seconds bounds the supervised part. Raises InfraError when no trace can be made.
     """
     settings = config.warm_start
     assert settings is not None  # checked with the config
