@@ -53,7 +53,10 @@ def test_an_example_has_the_ids_of_the_trajectory(letters: Any, kind: str) -> No
     task = next(task for task in TASKS if shell.kind_of(task) == kind)
     answers, seen = texts_of(task)
     (text, *_) = _variants(
-        Trace(task, play(letters, task, answers, seen)), TASKS, letters, random.Random(0)
+        Trace(task, play(letters, task, answers, seen), task.solution[-1]),
+        TASKS,
+        letters,
+        random.Random(0),
     )
     final = tiny.make_tokenizer(texts=[part for part, _ in text] * 4, size=600)
     assert len(final) > len(letters)  # merges, which could reach over a border
@@ -65,7 +68,7 @@ def test_an_example_has_the_ids_of_the_trajectory(letters: Any, kind: str) -> No
 
 def test_variants_are_the_trace_of_another_task(letters: Any) -> None:
     task = TASKS[0]
-    trace = Trace(task, play(letters, task, *texts_of(task)))
+    trace = Trace(task, play(letters, task, *texts_of(task)), task.solution[-1])
     variants = list(_variants(trace, TASKS, letters, random.Random(0)))
     assert len(variants) == warm_start.VARIANTS
     possible = {
@@ -77,6 +80,17 @@ def test_variants_are_the_trace_of_another_task(letters: Any) -> None:
     assert len(set(texts)) == len(texts)
     assert set(texts) <= possible
     assert {tuple(spoken for _, spoken in v) for v in variants} == {(0, 1, 0, 1, 0, 1)}
+
+
+def test_weights_are_the_shares_that_the_docstring_names() -> None:
+    task = TASKS[0]
+    traces = [
+        Trace(task, Trajectory(task.id), repair) for repair in (*shell.repertoire(task), None)
+    ]
+    weight = {trace.repair: trace.weight for trace in traces}
+    assert weight[None] / sum(weight.values()) == pytest.approx(3 / 5)
+    wrong = {weight[repair] for repair in weight if repair not in (None, task.solution[-1])}
+    assert wrong == {weight[task.solution[-1]] / 6}
 
 
 def encoded(tokenizer: Any, task: Task) -> list[tuple[str, int]]:
@@ -141,7 +155,13 @@ def test_a_real_supervised_phase_learns(
     before = float(warm_start._loss(model, tokenizer.pad_token_id, examples))
     told: list[float] = []
     warm_start._supervise(
-        config, model, tokenizer, examples, random.Random(0), lambda _, share: told.append(share)
+        config,
+        model,
+        tokenizer,
+        examples,
+        [1.0, 1.0],
+        random.Random(0),
+        lambda _, share: told.append(share),
     )
     assert float(warm_start._loss(model, tokenizer.pad_token_id, examples)) < before / 2
     assert told == sorted(told)

@@ -1,10 +1,11 @@
 """Warm start of the demo: a tiny Qwen3 learns an agent's format from a scripted solver's traces.
 
-The solver runs the check, says what the check said, and plays a repair of its repertoire by chance:
-the one that helps as often as any two others. So the model learns how to act and which acts there
-are, but hardly which one helps: that is left to reinforcement learning. The traces are recorded in
-real sandboxes, one per fault and repair, and multiplied by exchanging names. Not covered:
-supervised fine-tuning of anything larger.
+The solver is a poor one. It runs the check; three times in five it then gives up; else it says what
+the check said and plays a repair of its repertoire by chance, the one that helps six times as often
+as any other. So the model learns how to act and which acts there are, and reinforcement learning has
+two things to teach: not to give up, and which repair fits. The traces are recorded in real
+sandboxes, one per fault and repair, and multiplied by exchanging names. Not covered: supervised
+fine-tuning of anything larger.
 """
 
 from __future__ import annotations
@@ -33,17 +34,31 @@ Progress = Callable[[str, float], None]  # what is done, share of it
 Text = list[tuple[str, int]]  # parts of a trace, 1 where the policy spoke
 Example = tuple[list[int], list[int]]  # token ids, 1 where the policy spoke
 
-VARIANTS = 64  # of each recorded trace of a wrong repair, itself included
+VARIANTS = 64  # of each recorded trace, itself included
+GIVES_UP = 0.6  # share of the examples
+RIGHT = 6  # how often the right repair is drawn for each time that a given wrong one is
 ROOM = 30_000  # tokens
 TIME_CHECK = 10  # optimiser steps between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One recorded trajectory and the task that it was recorded on."""
+    """One recorded trajectory, the task that it was recorded on, and how often it is drawn.
+
+    `repair` is None where the solver gave up.
+    """
 
     task: Task
     trajectory: Trajectory
+    repair: str | None
+
+    @property
+    def weight(self) -> float:
+        """Relative to a wrong repair's."""
+        repairs = len(shell.KINDS) - 1 + RIGHT  # of one kind of fault
+        if self.repair is None:
+            return repairs * GIVES_UP / (1 - GIVES_UP)
+        return RIGHT if self.repair == self.task.solution[-1] else 1.0
 
 
 def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Progress) -> None:
@@ -57,8 +72,13 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
     letters = tiny.make_tokenizer()  # bytes: the traces themselves are the final one's corpus
     traces = asyncio.run(_record(with_room(config, ROOM), client, letters, tasks, progress))
     rng = random.Random(config.run.seed)
-    texts = [variant for trace in traces for variant in _variants(trace, tasks, letters, rng)]
+    texts, weights = [], []
+    for trace in traces:
+        variants = list(_variants(trace, tasks, letters, rng))
+        texts += variants
+        weights += [trace.weight / len(variants)] * len(variants)
     tokenizer = tiny.make_tokenizer(folder, (part for text in texts for part, _ in text))
+    examples = [_encode(tokenizer, text) for text in texts]
     model = tiny.make_model(
         folder,
         tokenizer,
@@ -67,27 +87,28 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
         context_tokens=config.model.context_tokens,
         seed=config.run.seed,
     )
-    _supervise(
-        config, model, tokenizer, [_encode(tokenizer, text) for text in texts], rng, progress
-    )
+    _supervise(config, model, tokenizer, examples, weights, rng, progress)
     tiny.save(folder, model, tokenizer)
 
 
 async def _record(
     config: Config, client: RuntimeClient, tokenizer: Any, tasks: Sequence[Task], progress: Progress
 ) -> list[Trace]:
-    """One trajectory per kind of fault and repair, graded: only the right repair may solve."""
+    """One trajectory per kind of fault and repair, and one per kind without; graded: only the right
+    repair may solve."""
     kinds = {shell.kind_of(task): task for task in tasks}
     wanted = [
-        (task, number) for task in kinds.values() for number in range(len(shell.repertoire(task)))
+        (task, repair) for task in kinds.values() for repair in (*shell.repertoire(task), None)
     ]
     slots = asyncio.Semaphore(config.runtime.concurrent_starts)
     done = 0
 
-    async def record(task: Task, number: int) -> Trace:
+    async def record(task: Task, repair: str | None) -> Trace:
         nonlocal done
-        answers = render_answers([shell.CHECK, shell.repertoire(task)[number]], config.agent.name)
-        answers[1] = f"{shell.symptom(task)}\n{answers[1]}"
+        commands = [shell.CHECK] if repair is None else [shell.CHECK, repair]
+        answers = render_answers(commands, config.agent.name)
+        if repair is not None:
+            answers[1] = f"{shell.symptom(task)}\n{answers[1]}"
         async with slots:
             trajectory = await run_trajectory(
                 task,
@@ -97,24 +118,24 @@ async def _record(
                 model_type="qwen3",
                 client=client,
                 sampling={},
-                request_id=f"{task.id}-{number}",
+                request_id=f"{task.id}: {repair or 'gives up'}",
             )
         if trajectory.reward is None:
             raise InfraError(trajectory.stop_detail, where=f"warm start, {task.id}")
-        right = shell.repertoire(task)[number] == task.solution[-1]
+        right = repair == task.solution[-1]
         if (trajectory.reward == 1.0) != right:
             raise InfraError(
-                f"the repair {shell.repertoire(task)[number]!r} got reward {trajectory.reward}",
+                f"the repair {repair!r} got reward {trajectory.reward}",
                 where=task.id,
                 remedy="the sandbox image differs from what the shell tasks expect",
             )
         done += 1
         progress("recording traces in sandboxes", done / len(wanted))
-        return Trace(task, trajectory)
+        return Trace(task, trajectory, repair)
 
     try:
         async with client, asyncio.TaskGroup() as group:
-            running = [group.create_task(record(task, number)) for task, number in wanted]
+            running = [group.create_task(record(task, repair)) for task, repair in wanted]
     except ExceptionGroup as failures:  # the first says it; the group has cancelled the others
         raise failures.exceptions[0] from None
     return [task.result() for task in running]
@@ -129,11 +150,9 @@ def _variants(
     mask = [0] * len(trajectory.prompt_ids) + trajectory.response_mask
     text = [(tokenizer.decode(part), spoken) for part, spoken in _segments(ids, mask)]
     yield text
-    # The right repair occurs twice as often as each wrong one.
-    count = VARIANTS * (2 if trajectory.reward == 1.0 else 1)
     kind = shell.kind_of(trace.task)
     others = [task for task in tasks if shell.kind_of(task) == kind and task is not trace.task]
-    for other in rng.sample(others, min(count - 1, len(others))):
+    for other in rng.sample(others, min(VARIANTS - 1, len(others))):
         rename = shell.renaming(trace.task, other)
         yield [(rename(part), spoken) for part, spoken in text]
 
@@ -163,6 +182,7 @@ def _supervise(
     model: Any,
     tokenizer: Any,
     examples: list[Example],
+    weights: list[float],
     rng: random.Random,
     progress: Progress,
 ) -> None:
@@ -187,7 +207,9 @@ def _supervise(
                 break
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / 30) * (1 - 0.95 * used)
-        loss = _loss(model, tokenizer.pad_token_id, rng.sample(examples, settings.batch))
+        loss = _loss(
+            model, tokenizer.pad_token_id, rng.choices(examples, weights, k=settings.batch)
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
