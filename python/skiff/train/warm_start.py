@@ -2,10 +2,10 @@
 
 The solver is a poor one. It runs the check; three times in five it then gives up; else it says what
 the check said and plays a repair of its repertoire by chance, the one that helps six times as often
-as any other. So the model learns how to act and which acts there are, and reinforcement learning has
-two things to teach: not to give up, and which repair fits. The traces are recorded in real
-sandboxes, one per fault and repair, and multiplied by exchanging names. Not covered: supervised
-fine-tuning of anything larger.
+as any other. So the model learns how to act and which acts there are; reinforcement learning has
+to teach it not to give up and which repair fits. The traces are recorded in real sandboxes, one per
+fault and repair, and multiplied by exchanging names. Not covered: supervised fine-tuning of
+anything larger.
 """
 
 from __future__ import annotations
