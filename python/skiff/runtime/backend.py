@@ -7,9 +7,10 @@ a command that merely fails is a `CommandOutput`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,15 @@ class CommandOutput:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ImageInfo:
+    """An image of the engine's store. `created` is in seconds since 1970."""
+
+    name: str
+    size_bytes: int
+    created: float
+
+
 class ImageNotFoundError(Exception):
     """The engine's store has no image of that name."""
 
@@ -74,8 +84,17 @@ class Container(Protocol):
         """The content of a file. Raises FileNotFoundError, or OSError with the reason."""
         ...
 
-    async def write(self, path: str, data: bytes, mode: int) -> None:
-        """Write a file and make its parent folders. Raises OSError with the reason."""
+    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
+        """Write a file and make its parent folders. `source` is read in pieces, to its end.
+        Raises OSError with the reason."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop every process of the sandbox where it stands; its memory is kept."""
+        ...
+
+    async def resume(self) -> None:
+        """Let them go on."""
         ...
 
     async def remove(self) -> None:
@@ -86,12 +105,31 @@ class Container(Protocol):
 class Backend(Protocol):
     """A container engine, bound to one server id."""
 
-    async def open(self) -> None:
-        """Begin service and remove what an earlier server of the same id has left behind."""
+    async def open(self, known: Collection[str]) -> None:
+        """Begin service. Containers that an earlier server of the same id has left behind are
+        removed, but for those whose names are `known`."""
         ...
 
     async def start(self, request: ContainerRequest) -> Container:
         """Start a container and wait until it answers. Raises ImageNotFoundError."""
+        ...
+
+    async def adopt(self, request: ContainerRequest) -> Container:
+        """Take over the container of that name from an earlier server, and wait until it answers.
+        A command that was running in it is ended first. Raises InfraError when it is gone."""
+        ...
+
+    async def image(self, name: str) -> ImageInfo | None:
+        """What the store knows about an image; None when it has none of that name."""
+        ...
+
+    async def build(self, context: Path, name: str) -> None:
+        """Build `name` from the Dockerfile in the folder `context`, without network. Raises
+        InfraError with the builder's words; also where the engine cannot build."""
+        ...
+
+    async def snapshot(self, container: Container, name: str) -> None:
+        """Keep the container's files as the image `name`; it stands still meanwhile."""
         ...
 
     async def close(self) -> None:
