@@ -60,10 +60,10 @@ def test_an_example_has_the_ids_of_the_trajectory(letters: Any, kind: str) -> No
     )
     final = tiny.make_tokenizer(texts=[part for part, _ in text] * 4, size=600)
     assert len(final) > len(letters)  # merges, which could reach over a border
-    ids, mask = _encode(final, text)
+    ids, weights = _encode(final, text, 2.0)
     expected = play(final, task, answers, seen)
     assert ids == expected.prompt_ids + expected.response_ids
-    assert mask == [0] * len(expected.prompt_ids) + expected.response_mask
+    assert weights == [0] * len(expected.prompt_ids) + [2 * m for m in expected.response_mask]
 
 
 def test_variants_are_the_trace_of_another_task(letters: Any) -> None:
@@ -87,10 +87,10 @@ def test_weights_are_the_shares_that_the_docstring_names() -> None:
     traces = [
         Trace(task, Trajectory(task.id), repair) for repair in (*shell.repertoire(task), None)
     ]
-    weight = {trace.repair: trace.weight for trace in traces}
-    assert weight[None] / sum(weight.values()) == pytest.approx(3 / 5)
-    wrong = {weight[repair] for repair in weight if repair not in (None, task.solution[-1])}
-    assert wrong == {weight[task.solution[-1]] / 6}
+    share = {trace.repair: trace.draws * trace.loss_weight for trace in traces}
+    assert share[None] / sum(share.values()) == pytest.approx(7 / 10)
+    wrong = {share[repair] for repair in share if repair not in (None, task.solution[-1])}
+    assert wrong == {share[task.solution[-1]] / 6}
 
 
 def encoded(tokenizer: Any, task: Task) -> list[tuple[str, int]]:
@@ -151,7 +151,7 @@ def test_a_real_supervised_phase_learns(
     text = encoded(letters, TASKS[0])
     tokenizer = tiny.make_tokenizer(tmp_path, [part for part, _ in text] * 3)
     model = tiny.make_model(tmp_path, tokenizer, layers=1, hidden=64, context_tokens=512)
-    examples = [_encode(tokenizer, text)] * 2
+    examples = [_encode(tokenizer, text, 1.0)] * 2
     before = float(warm_start._loss(model, tokenizer.pad_token_id, examples))
     told: list[float] = []
     warm_start._supervise(

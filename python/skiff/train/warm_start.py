@@ -1,6 +1,6 @@
 """Warm start of the demo: a tiny Qwen3 learns an agent's format from a scripted solver's traces.
 
-The solver is a poor one. It runs the check; three times in five it then gives up; else it says what
+The solver is a poor one. It runs the check; seven times in ten it then gives up; else it says what
 the check said and plays a repair of its repertoire by chance, the one that helps six times as often
 as any other. So the model learns how to act and which acts there are; reinforcement learning has
 to teach it not to give up and which repair fits. The traces are recorded in real sandboxes, one per
@@ -32,18 +32,22 @@ from skiff.train.solve import with_room
 
 Progress = Callable[[str, float], None]  # what is done, share of it
 Text = list[tuple[str, int]]  # parts of a trace, 1 where the policy spoke
-Example = tuple[list[int], list[int]]  # token ids, 1 where the policy spoke
+Example = tuple[list[int], list[float]]  # token ids, weight in the loss (0: not the policy's)
 
 VARIANTS = 64  # of each recorded trace, itself included
-GIVES_UP = 0.6  # share of the examples
+GIVES_UP = 0.7  # share of the solver's trajectories
+GIVES_UP_DRAWN = (
+    0.25  # share of the examples: little is to be learnt from them, so fewer weigh more
+)
 RIGHT = 6  # how often the right repair is drawn for each time that a given wrong one is
 ROOM = 30_000  # tokens
+REPAIRS = len(shell.KINDS) - 1 + RIGHT  # draws of all repairs of one kind of fault
 TIME_CHECK = 10  # optimiser steps between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One recorded trajectory, the task that it was recorded on, and how often it is drawn.
+    """One recorded trajectory and the task that it was recorded on.
 
     `repair` is None where the solver gave up.
     """
@@ -53,12 +57,20 @@ class Trace:
     repair: str | None
 
     @property
-    def weight(self) -> float:
-        """Relative to a wrong repair's."""
-        repairs = len(shell.KINDS) - 1 + RIGHT  # of one kind of fault
+    def draws(self) -> float:
+        """How often it is drawn for each time that the trace of a given wrong repair is."""
         if self.repair is None:
-            return repairs * GIVES_UP / (1 - GIVES_UP)
-        return RIGHT if self.repair == self.task.solution[-1] else 1.0
+            return REPAIRS * _odds(GIVES_UP_DRAWN)
+        return RIGHT if self.repair == self.task.solution[-1] else 1
+
+    @property
+    def loss_weight(self) -> float:
+        """Of its tokens; draws times weight is the share of the solver's trajectories."""
+        return _odds(GIVES_UP) / _odds(GIVES_UP_DRAWN) if self.repair is None else 1.0
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share)
 
 
 def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Progress) -> None:
@@ -72,13 +84,10 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
     letters = tiny.make_tokenizer()  # bytes: the traces themselves are the final one's corpus
     traces = asyncio.run(_record(with_room(config, ROOM), client, letters, tasks, progress))
     rng = random.Random(config.run.seed)
-    texts, weights = [], []
-    for trace in traces:
-        variants = list(_variants(trace, tasks, letters, rng))
-        texts += variants
-        weights += [trace.weight / len(variants)] * len(variants)
-    tokenizer = tiny.make_tokenizer(folder, (part for text in texts for part, _ in text))
-    examples = [_encode(tokenizer, text) for text in texts]
+    texts = [(text, trace) for trace in traces for text in _variants(trace, tasks, letters, rng)]
+    tokenizer = tiny.make_tokenizer(folder, (part for text, _ in texts for part, _ in text))
+    examples = [_encode(tokenizer, text, trace.loss_weight) for text, trace in texts]
+    draws = [trace.draws for _, trace in texts]
     model = tiny.make_model(
         folder,
         tokenizer,
@@ -87,7 +96,7 @@ def warm_start(config: Config, client: RuntimeClient, folder: Path, progress: Pr
         context_tokens=config.model.context_tokens,
         seed=config.run.seed,
     )
-    _supervise(config, model, tokenizer, examples, weights, rng, progress)
+    _supervise(config, model, tokenizer, examples, draws, rng, progress)
     tiny.save(folder, model, tokenizer)
 
 
@@ -157,15 +166,15 @@ def _variants(
         yield [(rename(part), spoken) for part, spoken in text]
 
 
-def _encode(tokenizer: Any, text: Text) -> Example:
+def _encode(tokenizer: Any, text: Text, weight: float) -> Example:
     """Parts begin and end at ChatML marks, which never merge, so each is encoded by itself."""
     ids: list[int] = []
-    mask: list[int] = []
+    weights: list[float] = []
     for part, spoken in text:
         new = tokenizer.encode(part, add_special_tokens=False)
         ids += new
-        mask += [spoken] * len(new)
-    return ids, mask
+        weights += [weight * spoken] * len(new)
+    return ids, weights
 
 
 def _segments(ids: list[int], mask: list[int]) -> Iterator[tuple[list[int], int]]:
@@ -182,7 +191,7 @@ def _supervise(
     model: Any,
     tokenizer: Any,
     examples: list[Example],
-    weights: list[float],
+    draws: list[float],
     rng: random.Random,
     progress: Progress,
 ) -> None:
@@ -207,9 +216,7 @@ def _supervise(
                 break
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / 30) * (1 - 0.95 * used)
-        loss = _loss(
-            model, tokenizer.pad_token_id, rng.choices(examples, weights, k=settings.batch)
-        )
+        loss = _loss(model, tokenizer.pad_token_id, rng.choices(examples, draws, k=settings.batch))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -222,12 +229,16 @@ def _supervise(
 
 
 def _loss(model: Any, pad: int, examples: Sequence[Example]) -> Any:
-    """Mean cross-entropy of the masked positions. Padding stands right, where causal attention
-    cannot see it, so no attention mask is needed."""
+    """Weighted mean cross-entropy. Padding stands right, where causal attention cannot see it, so
+    no attention mask is needed."""
     import torch
 
     length = max(len(ids) for ids, _ in examples)
     ids = torch.tensor([row + [pad] * (length - len(row)) for row, _ in examples])
-    mask = torch.tensor([row + [0] * (length - len(row)) for _, row in examples]).bool()
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][mask[:, 1:]]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][mask[:, 1:]])
+    weights = torch.tensor([row + [0.0] * (length - len(row)) for _, row in examples])[:, 1:]
+    spoken = weights > 0
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][spoken]
+    losses = torch.nn.functional.cross_entropy(
+        model.lm_head(hidden), ids[:, 1:][spoken], reduction="none"
+    )
+    return (losses * weights[spoken]).sum() / weights[spoken].sum()
