@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from skiff import events
 from skiff.config import Config, load_run_config
@@ -219,13 +220,23 @@ def test_a_server_elsewhere_is_not_started_here(
 
 def test_a_real_server_for_commands_that_are_no_run(sandbox_config: Config) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with local.runtime_server(sandbox_config) as (url, key):
-        answer = httpx.get(f"{url}/health", headers={"X-API-Key": key})
+    with local.runtime_server(sandbox_config) as server:
+        answer = httpx.get(f"{server.url}/list", headers={"X-API-Key": server.key})
         assert answer.status_code == 200
-        assert httpx.get(f"{url}/list", headers={"X-API-Key": "wrong"}).status_code == 401
+        assert httpx.get(f"{server.url}/list", headers={"X-API-Key": "wrong"}).status_code == 401
+        server.check()
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health")
+        httpx.get(f"{server.url}/health")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_server_that_dies_ends_the_command(sandbox_config: Config) -> None:
+    with local.runtime_server(sandbox_config) as server:
+        process = psutil.Process(server.child.pid)
+        process.kill()
+        process.wait(10)
+        with pytest.raises(InfraError, match="runtime server"):
+            server.check()
 
 
 def test_the_last_error_is_found(tmp_path: Path) -> None:

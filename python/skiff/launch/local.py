@@ -105,9 +105,27 @@ def run_attempt(
         )
 
 
+@dataclass(frozen=True)
+class RunningServer:
+    """A runtime server that answers."""
+
+    url: str
+    key: str
+    child: Child
+    log: Path
+
+    def check(self) -> None:
+        """Raises InfraError with the server's last words when it has ended."""
+        if self.child.returncode is not None:
+            raise InfraError(
+                last_error(self.log) or f"ended with exit code {self.child.returncode}",
+                where="runtime server",
+            )
+
+
 @contextlib.contextmanager
-def runtime_server(config: Config) -> Iterator[tuple[str, str]]:
-    """A runtime server of its own for commands that are no run; yields its url and key."""
+def runtime_server(config: Config) -> Iterator[RunningServer]:
+    """A runtime server of its own for commands that are no run."""
     with tempfile.TemporaryDirectory(prefix="skiff-") as name:
         folder = Path(name)
         (folder / "logs").mkdir()
@@ -117,7 +135,8 @@ def runtime_server(config: Config) -> Iterator[tuple[str, str]]:
             halves.start_runtime()
             _wait_ready(halves)
             place = json.loads(halves.rendezvous.read_text())
-            yield place["url"], Path(place["key_file"]).read_text().strip()
+            key = Path(place["key_file"]).read_text().strip()
+            yield RunningServer(place["url"], key, halves.running["runtime"], halves.log("runtime"))
 
 
 def last_error(log: Path) -> str:

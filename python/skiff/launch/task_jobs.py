@@ -13,12 +13,14 @@ from skiff.agents.trajectory import Trajectory
 from skiff.config import Config
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.images.task_sets import build_r2e_shaped, build_swebench_shaped, build_synthetic
-from skiff.launch.local import runtime_server
+from skiff.launch.local import RunningServer, runtime_server
 from skiff.sandbox.client import RuntimeClient
 from skiff.tasks.sources import resolve
 from skiff.tasks.task import Task
 from skiff.tasks.validate import Verdict
 from skiff.tasks.validate import validate as validate_tasks
+
+WATCH_SECONDS = 1.0  # between two looks at the server, which also reap what its sandboxes leave
 
 
 def build(
@@ -81,11 +83,17 @@ def _with_sandboxes[T](
 ) -> T:
     ensure_sandbox_image()
 
-    async def main(url: str, key: str) -> T:
-        client = RuntimeClient([url], key, start_seconds=config.runtime.start_seconds)
+    async def main(server: RunningServer) -> T:
+        client = RuntimeClient([server.url], server.key, start_seconds=config.runtime.start_seconds)
         async with client:
             with Progress(console=console) as progress:
-                return await work(client, progress)
+                working = asyncio.ensure_future(work(client, progress))
+                try:
+                    while not (await asyncio.wait([working], timeout=WATCH_SECONDS))[0]:
+                        server.check()
+                    return working.result()
+                finally:
+                    working.cancel()
 
-    with runtime_server(config) as (url, key):
-        return asyncio.run(main(url, key))
+    with runtime_server(config) as server:
+        return asyncio.run(main(server))
