@@ -156,7 +156,7 @@ def tiles(summary: Summary) -> list[Tile]:
         Tile("trajectories a minute", number(speed), f"{summary.trajectories:,} for training")
     )
     tokens = summary.generated_tokens_per_second
-    found.append(Tile("generated tokens a second", number(tokens), "while rolling out"))
+    found.append(Tile("tokens a second", number(tokens), "while rolling out"))
     found.append(Tile("masked trajectories", f"{summary.masked:,}", "infrastructure failures"))
     steps = len(summary.records.steps)
     found.append(
