@@ -11,7 +11,7 @@ Not covered: CPU limits without cgroups; pulling images.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from skiff.errors import InfraError
@@ -70,8 +70,8 @@ class PodmanContainer:
     async def read(self, path: str) -> bytes:
         return await self.session.read(path)
 
-    async def write(self, path: str, data: bytes, mode: int) -> None:
-        await self.session.write(path, data, mode)
+    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
+        await self.session.write(path, source, mode)
 
     async def remove(self) -> None:
         if self._session is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import io
 import posixpath
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -153,7 +154,7 @@ async def put(
     mode: Annotated[str, Query(pattern="^[0-7]{3,4}$")] = "644",
 ) -> dict[str, int]:
     data = await _body(request)
-    await sandbox.container.write(_absolute(path), data, int(mode, 8))
+    await sandbox.container.write(_absolute(path), io.BytesIO(data), int(mode, 8))
     return {"file_size": len(data)}
 
 
@@ -162,7 +163,7 @@ async def upload(sandbox: Authorized, path: str, file: UploadFile) -> dict[str, 
     if (file.size or 0) > FILE_BYTES:
         raise HTTPException(413, f"larger than {FILE_BYTES >> 20} MiB")
     data = await file.read()
-    await sandbox.container.write(_absolute(path), data, 0o644)
+    await sandbox.container.write(_absolute(path), io.BytesIO(data), 0o644)
     return {"success": True, "file_size": len(data)}
 
 

@@ -12,7 +12,7 @@ import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from skiff.errors import InfraError
 from skiff.runtime import shell
@@ -110,13 +110,12 @@ class Session:
         _check(done, path)
         return done.stdout
 
-    async def write(self, path: str, data: bytes, mode: int) -> None:
+    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
         """See `backend.Container.write`."""
         target = path.encode()
         script = shell.WRITE_FIRST
-        for at in range(0, max(len(data), 1), shell.CHUNK_BYTES):
-            chunk = shell.escape(data[at : at + shell.CHUNK_BYTES])
-            _check(await self._script(script, target, chunk), path)
+        while (data := source.read(shell.CHUNK_BYTES)) or script is shell.WRITE_FIRST:
+            _check(await self._script(script, target, shell.escape(data)), path)
             script = shell.WRITE_MORE
         _check(await self._script(shell.SET_MODE, target, b"%o" % mode), path)
 

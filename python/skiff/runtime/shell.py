@@ -61,8 +61,11 @@ skiff_run() {
 
 # Internal file operations, run by `sh -c`. Their exit codes: 0 done, 1 with the reason on stderr.
 NOT_FOUND = 44
-READ = f'if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec head -c "$2" <"$1"'
-WRITE_FIRST = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; printf %b "$2" >"$1"'
+# Only regular files: opening a FIFO would wait for its other end, a device would never end.
+_REGULAR = 'if [ -e "$1" ] && [ ! -f "$1" ]; then echo "not a regular file" >&2; exit 1; fi; '
+READ = f'{_REGULAR}if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec head -c "$2" <"$1"'
+_PARENTS = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; '
+WRITE_FIRST = f'{_REGULAR}{_PARENTS}printf %b "$2" >"$1"'
 WRITE_MORE = 'printf %b "$2" >>"$1"'
 SET_MODE = 'chmod -- "$2" "$1"'
 CHUNK_BYTES = 25_000  # of a file in one word; an escaped byte takes five
