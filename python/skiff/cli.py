@@ -7,13 +7,16 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from skiff.config import Config, load_config
 from skiff.config.load import dump_toml, parse_config, parse_override
-from skiff.errors import SkiffError
+from skiff.errors import ConfigError, SkiffError
+
+if TYPE_CHECKING:
+    from skiff.images.store import Store
 
 # For commands that need sandboxes but no run; a profile given with --profile replaces it.
 _SANDBOX_PROFILE: dict[str, dict[str, Any]] = {
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(call=_report)
 
     _task_commands(commands.add_parser("tasks", help="build, list, show and check tasks"))
+    _image_commands(commands.add_parser("images", help="pull, list, prune and import images"))
     return parser
 
 
@@ -120,6 +124,59 @@ def _task_commands(parser: argparse.ArgumentParser) -> None:
     solve.add_argument("--agent", choices=("mini", "openhands"), default="mini")
     for each in (build, validate, solve):
         each.add_argument("--profile", type=Path, help="take limits from this profile")
+
+
+def _image_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True)
+    pull = commands.add_parser("pull", help="fetch the images of tasks before they are needed")
+    pull.add_argument("source", nargs="*", help="profiles (*.toml) and task specs")
+    pull.add_argument("--image", action="append", default=[], metavar="NAME", help="and this one")
+    pull.add_argument("--concurrency", type=_positive, default=4, help="pulls at a time")
+    pull.add_argument("--plain-http", action="store_true", help="accept a registry without TLS")
+    pull.set_defaults(call=_images_pull)
+
+    listing = commands.add_parser("list", help="what the store holds, the last used first")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(call=_images_list)
+
+    prune = commands.add_parser("prune", help="remove what was not used for longest")
+    prune.add_argument(
+        "--older-than", type=_duration, metavar="AGE", help="not used for 7d, 12h or 30m"
+    )
+    prune.add_argument(
+        "--local", action="store_true", help="also images that cannot be pulled: localhost/..."
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.set_defaults(call=_images_prune)
+
+    taking = commands.add_parser("import", help="take in an image from a file or folder")
+    taking.add_argument(
+        "path", type=Path, help="docker-archive, OCI layout, root file system or SIF file"
+    )
+    taking.add_argument("name")
+    taking.set_defaults(call=_images_import)
+
+    for each in (pull, prune):
+        each.add_argument("--max-gib", type=float, help="what the store may hold")
+    for each in (pull, listing, prune, taking):
+        each.add_argument(
+            "--sif", type=Path, metavar="FOLDER", help="the SIF files there, not podman's store"
+        )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _duration(text: str) -> float:
+    """'7d', '12h' or '30m' in seconds."""
+    units = {"m": 60, "h": 3600, "d": 86400}
+    if text[-1:] not in units or not text[:-1].isdigit():
+        raise argparse.ArgumentTypeError("give a number with m, h or d, such as 7d")
+    return float(text[:-1]) * units[text[-1]]
 
 
 def _load(parsed: argparse.Namespace) -> Config:
@@ -224,6 +281,82 @@ def _tasks_solve(parsed: argparse.Namespace, console: Console) -> int:
     solved = sum(one.reward == 1.0 for one in trajectories)
     console.print(f"{solved} of {len(trajectories)} solved")
     return 0 if solved == len(trajectories) else 1
+
+
+def _images_pull(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.images.pull import Puller, pull_with_progress
+
+    puller = Puller(
+        _image_store(parsed, verify_tls=not parsed.plain_http),
+        concurrency=parsed.concurrency,
+        max_bytes=_bytes(parsed.max_gib),
+    )
+    names = [*_images_of(parsed.source), *parsed.image]
+    outcomes = pull_with_progress(puller, names, console)
+    return 3 if any(outcome.error for outcome in outcomes) else 0
+
+
+def _images_list(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.show import images_json, images_table
+
+    images, store = _image_store(parsed).images(), str(parsed.sif or "podman")
+    if parsed.json:
+        print(images_json(images, store=store))
+    else:
+        console.print(images_table(images, store=store))
+
+
+def _images_prune(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.prune import prune
+
+    if parsed.older_than is None and parsed.max_gib is None:
+        raise ConfigError("says not what may go", remedy="give --older-than, --max-gib or both")
+    removed = prune(
+        _image_store(parsed),
+        max_bytes=_bytes(parsed.max_gib),
+        older_than=parsed.older_than,
+        local=parsed.local,
+        dry_run=parsed.dry_run,
+    )
+    verb = "would be removed" if parsed.dry_run else "removed"
+    for image in removed:
+        console.print(f"{verb}: {', '.join(image.names) or image.id}", markup=False)
+    console.print(f"{len(removed)} images {verb}")
+
+
+def _images_import(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.archive import detect
+
+    archive = detect(parsed.path)
+    _image_store(parsed).add(archive, parsed.name)
+    console.print(f"{parsed.name}: imported ({archive.kind.value})", markup=False)
+
+
+def _image_store(parsed: argparse.Namespace, *, verify_tls: bool = True) -> Store:
+    from skiff.images.podman_store import PodmanStore
+    from skiff.images.sif_store import SifStore
+
+    return SifStore(parsed.sif) if parsed.sif else PodmanStore(verify_tls=verify_tls)
+
+
+def _images_of(sources: Sequence[str]) -> list[str]:
+    """The images of the tasks of profiles and task specs, each once."""
+    from skiff.tasks.sources import resolve
+    from skiff.train.data import select
+
+    tasks = []
+    for source in sources:
+        if source.endswith(".toml"):
+            tasks += [
+                task for split in select(load_config(Path(source))).values() for task in split
+            ]
+        else:
+            tasks += resolve(source)
+    return list(dict.fromkeys(task.image for task in tasks))
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * (1 << 30))
 
 
 def _sandbox_config(profile: Path | None) -> Config:

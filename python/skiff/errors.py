@@ -41,3 +41,7 @@ class InfraError(SkiffError):
 
 class TaskError(SkiffError):
     """A task or a dataset row cannot be read or does not do what it promises."""
+
+
+class ImageError(SkiffError):
+    """An image cannot be had, or is not what it should be; trying again will not help."""

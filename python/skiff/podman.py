@@ -5,11 +5,12 @@ The user's own containers, images and configuration files are never read or chan
 run folder and both configuration files lie below `podman_root()` and `podman_run_dir()`. Works
 rootless and as root; as root every container gets a user namespace of its own all the same.
 
-Not covered: the REST API (skiff.runtime), pulling from registries, repair of a damaged store.
+Not covered: the REST API (skiff.runtime), repair of a damaged store.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -19,7 +20,7 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ NOT_FOUND = 127  # podman's exit status when the container's command does not ex
 NOFILE = (1024, 65536)
 NPROC = 32768  # podman lowers its own limit to pid_max, which is at least this
 _OPEN_MODE = 0o711  # mapped ids of a root-started container pass through, nobody can list
+_CHECK_SECONDS = 0.5
+_TERM_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
 ROOT_ID_MAP = (100_000, 65_536)  # host start and length, when root has no line in /etc/subuid
 
 
@@ -129,6 +134,35 @@ def check_podman(
     return done.stdout
 
 
+def watch_podman(
+    arguments: Sequence[str], check: Callable[[], None], *, scratch: Path
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `podman <arguments>` to its end, whatever its exit status, with temporary files in the
+    folder `scratch`. `check` is called about twice a second and ends it by raising.
+
+    podman is ended when the calling thread ends, also with a killed process.
+    """
+    process = subprocess.Popen(
+        ["podman", *arguments],
+        env=podman_environment() | {"TMPDIR": str(scratch)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=_die_with_parent,
+    )
+    with process:
+        try:
+            while True:
+                try:
+                    out, err = process.communicate(timeout=_CHECK_SECONDS)
+                    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+                except subprocess.TimeoutExpired:
+                    check()
+        finally:
+            if process.poll() is None:
+                _end(process)
+
+
 def image_exists(name: str) -> bool:
     """True when the store holds an image of this name or id."""
     done = run_podman(["image", "exists", name], timeout=60)
@@ -192,6 +226,18 @@ def _run(
     except subprocess.TimeoutExpired as error:
         where = f"podman {' '.join(arguments[:2])}"
         raise InfraError(f"no end after {timeout:g} s", where=where) from error
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=_TERM_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @functools.cache
