@@ -1,29 +1,40 @@
 """Commands that run while their client polls: the agent-server's bash events.
 
-A job yields one BashOutput event, when its command has ended. Only the last JOBS_KEPT are
-remembered.
+A job yields one BashOutput event, when its command has ended. What is remembered is bounded in
+number and in bytes; the oldest ended jobs go first. A command that this server does not know (it
+was started again meanwhile, or the job was dropped) is answered as a failure of the machinery: the
+stock client would otherwise poll until its timeout and take that for the command's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from skiff.runtime.backend import CommandOutput
+from skiff.runtime.sandbox_messages import BashCommand, BashOutput
 
 JOBS_KEPT = 1000
+KEPT_BYTES = 8 << 20  # of commands and outputs; one output may pass it alone
+UNENDED = 64  # jobs that may wait or run
+LOST = "the runtime server was restarted while this command ran, or has dropped its output since"
+
+
+class TooManyJobsError(Exception):
+    """UNENDED jobs wait already."""
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """One command."""
+    """One command. `timeout` in seconds."""
 
     command: str
     cwd: str
@@ -31,42 +42,45 @@ class Job:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     timestamp: str = field(default_factory=_now)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    output: dict[str, Any] | None = None
+    output: BashOutput | None = None
 
-    def finish(self, done: CommandOutput) -> None:
+    def finish(self, done: CommandOutput) -> BashOutput:
         """Keep how the command ended. The protocol knows no other mark of a timeout than -1."""
         stderr = done.stderr.decode(errors="replace")
         if done.timed_out:
             stderr += f"\nCommand timed out after {self.timeout:g} seconds"
-        self._finish(-1 if done.exit_code is None else done.exit_code, done.stdout, stderr, None)
+        self.output = BashOutput(
+            id=str(uuid.uuid4()),
+            timestamp=_now(),
+            command_id=self.id,
+            exit_code=-1 if done.exit_code is None else done.exit_code,
+            stdout=done.stdout.decode(errors="replace") or None,
+            stderr=stderr or None,
+            infra_error=None,
+        )
+        return self.output
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> BashOutput:
         """Keep that the machinery failed."""
-        self._finish(-1, b"", f"infrastructure error: {reason}", reason)
+        self.output = _infra_output(self.id, reason)
+        return self.output
 
-    def command_event(self) -> dict[str, Any]:
-        """The BashCommand event."""
-        return {
-            "id": self.id,
-            "timestamp": self.timestamp,
-            "command": self.command,
-            "cwd": self.cwd,
-            "timeout": int(self.timeout),
-            "kind": "BashCommand",
-        }
+    def command_event(self) -> BashCommand:
+        """The command, as text that can be sent: a byte that is not UTF-8 becomes `?`."""
+        return BashCommand(
+            id=self.id,
+            timestamp=self.timestamp,
+            command=self.command.encode(errors="replace").decode(),
+            cwd=self.cwd,
+            timeout=int(self.timeout),
+        )
 
-    def _finish(self, exit_code: int, stdout: bytes, stderr: str, infra_error: str | None) -> None:
-        self.output = {
-            "id": str(uuid.uuid4()),
-            "timestamp": _now(),
-            "command_id": self.id,
-            "order": 0,
-            "exit_code": exit_code,
-            "stdout": stdout.decode(errors="replace") or None,
-            "stderr": stderr or None,
-            "infra_error": infra_error,
-            "kind": "BashOutput",
-        }
+    def size(self) -> int:
+        """Bytes of memory, nearly."""
+        texts = [self.command]
+        if self.output is not None:
+            texts += [self.output.stdout or "", self.output.stderr or ""]
+        return sum(map(sys.getsizeof, texts))
 
 
 class Jobs:
@@ -76,25 +90,56 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def add(self, job: Job) -> None:
+        """Remember a job. Raises TooManyJobsError."""
+        if sum(known.output is None for known in self._jobs.values()) >= UNENDED:
+            raise TooManyJobsError(f"{UNENDED} commands of this sandbox wait or run already")
         self._jobs[job.id] = job
-        while len(self._jobs) > JOBS_KEPT:
-            del self._jobs[next(iter(self._jobs))]
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop the oldest ended jobs beyond the bounds, but never the last that has ended: its
+        client is still to ask. To be called when a job has ended."""
+        ended = [job for job in self._jobs.values() if job.output is not None]
+        size = sum(job.size() for job in self._jobs.values())
+        for job in ended[:-1]:
+            if len(self._jobs) <= JOBS_KEPT and size <= KEPT_BYTES:
+                return
+            del self._jobs[job.id]
+            size -= job.size()
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 
     def events(
         self, *, kind: str | None, command_id: str | None, after_order: int | None
-    ) -> list[dict[str, Any]]:
+    ) -> list[BashCommand | BashOutput]:
         """The matching events, oldest first. `after_order` holds for BashOutput only."""
-        found = []
-        for job in self._jobs.values():
-            if command_id is not None and job.id != command_id:
-                continue
-            if kind in (None, "BashCommand"):
-                found.append(job.command_event())
-            if kind == "BashCommand" or job.output is None:
-                continue
-            if after_order is None or job.output["order"] > after_order:
-                found.append(job.output)
-        return found
+        least = -1 if after_order is None else after_order
+        return [
+            event
+            for event in self._events(command_id)
+            if kind in (None, event.kind)
+            and (isinstance(event, BashCommand) or event.order > least)
+        ]
+
+    def _events(self, command_id: str | None) -> Iterator[BashCommand | BashOutput]:
+        if command_id is not None and command_id not in self._jobs:
+            yield _infra_output(command_id, LOST)
+            return
+        jobs = self._jobs.values() if command_id is None else [self._jobs[command_id]]
+        for job in jobs:
+            yield job.command_event()
+            if job.output is not None:
+                yield job.output
+
+
+def _infra_output(command_id: str, reason: str) -> BashOutput:
+    return BashOutput(
+        id=str(uuid.uuid4()),
+        timestamp=_now(),
+        command_id=command_id,
+        exit_code=-1,
+        stdout=None,
+        stderr=f"infrastructure error: {reason}",
+        infra_error=reason,
+    )

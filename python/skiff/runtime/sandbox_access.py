@@ -1,0 +1,77 @@
+"""Who may call a sandbox's port, and with how much: checked before a body is read.
+
+A call needs the sandbox's own key, compared in constant time; nothing switches that off. Without
+the key only health and the API's description are answered.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from skiff.runtime.sandboxes import Sandbox
+from skiff.runtime.session import FILE_BYTES
+
+OPEN_PATHS = frozenset({"/health", "/alive", "/ready", "/server_info", "/openapi.json"})
+UPLOAD_PATHS = frozenset({"/skiff/file", "/api/file/upload", "/upload_file"})
+KEY_HEADER = "X-Session-API-Key"
+MESSAGE_BYTES = 8 << 20  # a command of a megabyte, each byte escaped as JSON
+FORM_BYTES = 1 << 20  # of an upload, beyond the file
+
+
+class SandboxAccess:
+    """ASGI middleware; `request.state.sandbox` is the sandbox, in use until the call ends."""
+
+    def __init__(self, app: ASGIApp, find: Callable[[int], Sandbox | None]) -> None:
+        self._app = app
+        self._find = find
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sandbox = self._find(scope["server"][1])
+        if sandbox is None:
+            refusal: ASGIApp = failed(502, "this sandbox has ended", infra=True)
+            await refusal(scope, receive, send)
+            return
+        scope.setdefault("state", {})["sandbox"] = sandbox
+        path = scope["path"]
+        if path in OPEN_PATHS:
+            await self._app(scope, receive, send)
+        elif not hmac.compare_digest(_key(scope), sandbox.key.encode()):
+            await failed(401, f"{KEY_HEADER} is missing or wrong")(scope, receive, send)
+        else:
+            most = FILE_BYTES + FORM_BYTES if path in UPLOAD_PATHS else MESSAGE_BYTES
+            with sandbox.in_use():
+                await self._app(scope, _capped(receive, most), send)
+
+
+def failed(status: int, detail: Any, *, infra: bool = False) -> JSONResponse:
+    """A `sandbox_messages.Failed`."""
+    return JSONResponse({"detail": detail, "infra_error": str(detail) if infra else None}, status)
+
+
+def _key(scope: Scope) -> bytes:
+    wanted = KEY_HEADER.lower().encode()
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
+
+
+def _capped(receive: Receive, most: int) -> Receive:
+    """`receive`, raising HTTPException 413 as soon as the body is larger than `most` bytes."""
+    seen = 0
+
+    async def capped() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise HTTPException(413, f"larger than {most >> 20} MiB")
+        return message
+
+    return capped
