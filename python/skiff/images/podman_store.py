@@ -42,10 +42,10 @@ class PodmanStore:
         return podman_root()
 
     def images(self) -> list[StoredImage]:
-        rows = _json(["images", "--no-trunc", "--format", "json"])
+        rows = {row["Id"]: row for row in _json(["images", "--format", "json"])}  # one per name
         containers = _json(["ps", "--all", "--format", "json"])
         counts = Counter(str(container["ImageID"]) for container in containers)
-        return [self._image(row, counts[row["Id"]]) for row in rows]
+        return [self._image(row, counts[key]) for key, row in rows.items()]
 
     def used_bytes(self) -> int:
         layers = podman_root() / "storage" / "overlay-layers" / "layers.json"

@@ -154,6 +154,9 @@ def _sidecar(sif: Path) -> Path:
 def _unpack(tar: Path, root: Path) -> None:
     """Devices are left out (an ordinary user cannot make them), and nothing leaves `root`."""
     root.mkdir()
-    with tarfile.open(tar) as archive:
-        files = (member for member in archive if not member.isdev())
-        archive.extractall(root, members=files, filter="tar")
+    try:
+        with tarfile.open(tar) as archive:
+            files = (member for member in archive if not member.isdev())
+            archive.extractall(root, members=files, filter="tar")
+    except tarfile.TarError as error:
+        raise ImageError(f"cannot be unpacked: {error}", where=str(tar)) from error
