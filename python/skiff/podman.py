@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import resource
+import shlex
 import shutil
 import signal
 import stat
@@ -29,6 +30,14 @@ from skiff.files import write_atomic
 
 OCI_RUNTIMES = ("crun", "runc")
 NOT_FOUND = 127  # podman's exit status when the container's command does not exist
+CONMON_FOLDERS = (
+    "/usr/bin",
+    "/usr/libexec/podman",
+    "/usr/local/libexec/podman",
+    "/usr/local/lib/podman",
+    "/usr/lib/podman",
+    "/usr/local/bin",
+)
 NOFILE = (1024, 65536)
 NPROC = 32768  # podman lowers its own limit to pid_max, which is at least this
 _OPEN_MODE = 0o711  # mapped ids of a root-started container pass through, nobody can list
@@ -265,6 +274,7 @@ def _environment(root: str) -> Mapping[str, str]:
         f'runroot = "{run_dir / "containers"}"\n'
     )
     _write_changed(folder / "storage.conf", storage)
+    _write_changed(folder / "conmon", _conmon_script(environment), mode=0o755)
     if not (folder / "containers.conf").exists():  # else it may be in use: no flip while probing
         _write_changed(
             folder / "containers.conf", _containers_conf(folder, run_dir, OCI_RUNTIMES[0])
@@ -292,11 +302,24 @@ def _containers_conf(folder: Path, run_dir: Path, oci_runtime: str) -> str:
         'base_hosts_file = "none"\n'  # the host's names are not the sandbox's business
         "[engine]\n"
         f'runtime = "{oci_runtime}"\n'
+        f'conmon_path = ["{folder / "conmon"}"]\n'
         'cgroup_manager = "cgroupfs"\n'  # the systemd manager needs a user session
         'events_logger = "none"\n'
         f'tmp_dir = "{run_dir / "libpod"}"\n'
         f'image_copy_tmp_dir = "{folder / "tmp"}"\n'
     )
+
+
+def _conmon_script(environment: Mapping[str, str]) -> str:
+    """conmon, podman's parent of a container, told to keep the container's stdin open.
+
+    Else it is closed when a client goes, and the sandboxes would end with their server.
+    """
+    places = os.pathsep.join([*CONMON_FOLDERS, environment.get("PATH", "")])
+    found = shutil.which("conmon", path=places)
+    if found is None:
+        raise InfraError("conmon is not installed", remedy="install conmon, a part of podman")
+    return f'#!/bin/sh\nexec {shlex.quote(found)} --leave-stdin-open "$@"\n'
 
 
 def _working_oci_runtime(environment: Mapping[str, str], run_dir: Path) -> str:
@@ -355,9 +378,9 @@ def _subordinate_ids(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _write_changed(path: Path, text: str) -> None:
+def _write_changed(path: Path, text: str, *, mode: int = 0o644) -> None:
     if not path.exists() or path.read_text() != text:
-        write_atomic(path, text)
+        write_atomic(path, text, mode=mode)
 
 
 def _words(stderr: bytes) -> str:

@@ -213,7 +213,8 @@ def test_key_file_that_others_can_read(
 
 def test_what_is_published(runtime_server: Any) -> None:
     place = json.loads((runtime_server.folder / "runtime.json").read_text())
-    assert set(place) == {"url", "host", "port", "pid", "key_file", "nonce", "started"}
+    words = {"url", "host", "port", "pid", "key_file", "nonce", "started", "places"}
+    assert set(place) == words
     assert place["url"] == f"http://{place['host']}:{place['port']}"
     assert Path(place["key_file"]).stat().st_mode & 0o777 == 0o600
     for word in (runtime_server.key.encode(), b"session_api_key"):

@@ -142,3 +142,22 @@ def test_any_bytes_pass_as_file(sh: list[str], tmp_path: Path, data: bytes) -> N
     more = shell.script_line("N", shell.WRITE_MORE, [target, shell.escape(data)], processes=4096)
     run(sh, first, more)
     assert path.read_bytes() == data + data
+
+
+@pytest.mark.parametrize(
+    "kept", [3, 20, 40, 60, 70, -18, -16, -12, -5, -1], ids=lambda kept: f"kept-{kept}"
+)
+def test_line_that_a_killed_server_left_is_never_run(
+    sh: list[str], tmp_path: Path, kept: int
+) -> None:
+    line = command(f"touch '{tmp_path}/ran' 'it'\\''s' \"$x\"; echo ran")
+    out, _ = run(sh, line[:kept], shell.resync(), shell.dispatcher("S"), command("echo next"))
+    assert out == b"S 0\nnext\nN 0\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_cut_of_a_line(sh: list[str]) -> None:
+    line = command("echo 'it'\\''s' ran")
+    cuts = [line[:kept] + shell.resync() for kept in range(len(line))]
+    assert run(sh, *cuts, command("echo next"))[0] == b"next\nN 0\n"
+    assert run(sh, line)[0] == b"it's ran\nN 0\n"

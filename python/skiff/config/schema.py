@@ -92,7 +92,8 @@ class Sandbox(Section):
 class Runtime(Section):
     """The runtime server."""
 
-    backend: Literal["podman"] = "podman"
+    backend: Literal["podman", "apptainer"] = "podman"
+    sif_folder: Path | None = Field(None, description="apptainer only: where image names are files")
     url: str | None = Field(None, description="attach to a running server instead of starting one")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0 = any free port")
@@ -100,6 +101,14 @@ class Runtime(Section):
     concurrent_starts: Positive = 4
     idle_seconds: Seconds = 600
     lifetime_seconds: Seconds = 7200
+    lease_seconds: Seconds | None = Field(
+        None, description="a sandbox ends when no call and no renewal comes for so long"
+    )
+    concurrent_builds: Positive = 1
+    build_context_mib: Positive = Field(1024, description="most that one build may unpack to")
+    registry_prefix: str = Field(
+        "localhost/skiff", description="clients may make images below this and below localhost/"
+    )
     start_seconds: Seconds = Field(120, description="deadline of one sandbox start")
 
 

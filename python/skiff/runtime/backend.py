@@ -27,12 +27,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """One container to start. `name` is unique on the host."""
+    """One container to start. `name` is unique on the host.
+
+    lifetime_seconds  the engine may end the container a while after it by itself, so that a server
+                      that never comes back leaves nothing for ever; None: it does not
+    """
 
     name: str
     image: str
     environment: Mapping[str, str]
     limits: Limits
+    lifetime_seconds: float | None = None
 
 
 @dataclass(frozen=True)

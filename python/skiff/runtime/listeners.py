@@ -1,7 +1,7 @@
 """One listening port per sandbox, all served by the one uvicorn server of this process.
 
 The stock client insists on a url without a path, so sandboxes can't share a port. A port costs a
-socket and no task.
+socket and no task; a queued sandbox has it already, since its url is told before it runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 import uvicorn
 
+from skiff.errors import InfraError
 from skiff.runtime.sandboxes import Sandbox
 
 
@@ -44,7 +45,8 @@ class Connection(Protocol):
 @dataclass(eq=False)
 class Listener:
     sandbox: Sandbox
-    server: asyncio.Server
+    socket: socket.socket
+    server: asyncio.Server | None = None
     connections: list[Connection] = field(default_factory=list)
 
 
@@ -57,21 +59,37 @@ class Listeners:
         self._advertised = advertised
         self._listeners: dict[int, Listener] = {}
 
+    def reserve(self, sandbox: Sandbox) -> None:
+        try:
+            bound = listen(self._host, sandbox.port)
+        except OSError as error:
+            raise InfraError(
+                f"no port to listen on ({sandbox.port or 'any'}): {error.strerror}",
+                where=sandbox.where,
+                remedy="raise the limit of open files (ulimit -n) if there are too many",
+            ) from error
+        sandbox.port = bound.getsockname()[1]
+        sandbox.url = f"http://{self._advertised}:{sandbox.port}"
+        self._listeners[sandbox.port] = Listener(sandbox, bound)
+
     async def open(self, sandbox: Sandbox) -> None:
-        bound = listen(self._host, 0)
-        port: int = bound.getsockname()[1]
-        sandbox.url = f"http://{self._advertised}:{port}"
-        sandbox.port = port
-        server = await asyncio.get_running_loop().create_server(
-            lambda: self._connection(port), sock=bound, start_serving=False
+        port = sandbox.port
+        listener = self._listeners[port]
+        listener.server = await asyncio.get_running_loop().create_server(
+            lambda: self._connection(port), sock=listener.socket, start_serving=False
         )
-        self._listeners[port] = Listener(sandbox, server)
-        await server.start_serving()
+        await listener.server.start_serving()
 
     def close(self, sandbox: Sandbox) -> None:
         """Stop listening; connections end after the answer they are waiting for."""
-        listener = self._listeners.pop(sandbox.port)
-        listener.server.close()
+        listener = self._listeners.get(sandbox.port)
+        if listener is None or listener.sandbox is not sandbox:
+            return  # it never got a port
+        del self._listeners[sandbox.port]
+        if listener.server is None:
+            listener.socket.close()
+        else:
+            listener.server.close()
         for connection in listener.connections:
             connection.shutdown()
 

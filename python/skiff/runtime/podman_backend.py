@@ -11,12 +11,24 @@ Not covered: CPU limits without cgroups; pulling images.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from skiff.errors import InfraError
-from skiff.podman import end_pause_process, isolation, podman_root
-from skiff.runtime.backend import CommandOutput, ContainerRequest, ImageNotFoundError, Limits
+from skiff.podman import build, end_pause_process, isolation, podman_root
+from skiff.runtime.backend import (
+    CommandOutput,
+    Container,
+    ContainerRequest,
+    ImageInfo,
+    ImageNotFoundError,
+    Limits,
+)
 from skiff.runtime.podman_service import PodmanService, podman_words
 from skiff.runtime.session import Session
 from skiff.runtime.shell import SPARE_PIDS
@@ -27,6 +39,7 @@ LABEL = "skiff.server"
 DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP")
 CPU_PERIOD = 100_000  # microseconds
 REMOVE_ATTEMPTS = 5
+BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting server
 
 
 class PodmanContainer:
@@ -39,8 +52,9 @@ class PodmanContainer:
         self._session: Session | None = None
         self._first_pid = 0
 
-    async def open(self) -> None:
-        """Attach to the running container and wait for its first process."""
+    async def open(self, *, again: bool = False) -> None:
+        """Attach to the running container and wait for its first process. `again`: another server
+        was attached before, and the command that it left running is ended."""
         stream = await self._service.attach(self.id)
         self._session = Session(
             stream,
@@ -49,7 +63,7 @@ class PodmanContainer:
             output_bytes=self.limits.output_bytes,
             processes=self.limits.pids,
         )
-        await self._session.open()
+        await (self._session.reopen() if again else self._session.open())
 
     @property
     def session(self) -> Session:
@@ -73,6 +87,12 @@ class PodmanContainer:
     async def write(self, path: str, source: BinaryIO, mode: int) -> None:
         await self.session.write(path, source, mode)
 
+    async def pause(self) -> None:
+        await self.session.pause()
+
+    async def resume(self) -> None:
+        await self.session.resume()
+
     async def remove(self) -> None:
         if self._session is not None:
             self._session.fail("it was stopped")
@@ -80,6 +100,25 @@ class PodmanContainer:
         await remove_container(self._service, self.id)
         if self._session is not None:
             await self._session.close()
+
+    async def commit(self, image: str) -> None:
+        """Keep its files as `image`. Its processes stand still meanwhile: podman's own pause takes
+        a cgroup of ours."""
+        repository, _, tag = (
+            image.rpartition(":") if ":" in image.rpartition("/")[2] else (image, "", "latest")
+        )
+        paused = self.session.paused
+        if not paused:
+            await self.pause()
+        try:
+            await self._service.call(
+                "POST",
+                "/commit",
+                params={"container": self.id, "repo": repository, "tag": tag, "pause": "false"},
+            )
+        finally:
+            if not paused:
+                await self.resume()
 
     async def first_pid(self) -> int:
         if not self._first_pid:
@@ -109,8 +148,7 @@ class PodmanContainer:
             return f"the container is lost: {error.what}"
         if state.get("Running"):
             return "podman has closed the stream of the container"
-        memory = ", out of memory" if state.get("OOMKilled") else ""
-        return f"the container has ended (exit status {state.get('ExitCode')}{memory})"
+        return _end(state)
 
 
 class PodmanBackend:
@@ -123,11 +161,11 @@ class PodmanBackend:
         self._containers: set[PodmanContainer] = set()
         self._watchdog: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
+    async def open(self, known: Collection[str]) -> None:
         try:
             await self._service.open()
             info = await self._service.call("GET", "/info")
-            await self._sweep()
+            await self._sweep(frozenset(known))
         except BaseException:
             await self._service.close()
             raise
@@ -153,12 +191,48 @@ class PodmanBackend:
         self._containers.add(container)
         return container
 
+    async def adopt(self, request: ContainerRequest) -> PodmanContainer:
+        answer = await self._service.request("GET", f"/containers/{request.name}/json")
+        if answer.status_code == 404:
+            raise InfraError("its container is gone", where=f"container {request.name}")
+        if answer.is_error:
+            raise InfraError(podman_words(answer), where=f"podman inspect {request.name}")
+        found = answer.json()
+        container = PodmanContainer(self._service, found["Id"], request.limits)
+        try:
+            if not found["State"].get("Running"):
+                raise InfraError(_end(found["State"]), where=f"container {request.name}")
+            await container.open(again=True)
+        except BaseException:
+            await asyncio.shield(container.remove())
+            raise
+        self._containers.add(container)
+        return container
+
+    async def image(self, name: str) -> ImageInfo | None:
+        answer = await self._service.request("GET", f"/images/{quote(name, safe='')}/json")
+        if answer.status_code == 404:
+            return None
+        if answer.is_error:
+            raise InfraError(podman_words(answer), where=f"podman image inspect {name}")
+        found = answer.json()
+        created = datetime.fromisoformat(found["Created"])
+        return ImageInfo(name, size_bytes=found["Size"], created=created.timestamp())
+
+    async def build(self, context: Path, name: str) -> None:
+        await asyncio.to_thread(build, context, name)
+
+    async def snapshot(self, container: Container, name: str) -> None:
+        if not isinstance(container, PodmanContainer):
+            raise TypeError(f"{container} is not of this back end")
+        await container.commit(name)
+
     async def close(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
         others: Any = True
         try:
-            await self._sweep()
+            await self._sweep(frozenset())
             others = await self._service.call("GET", "/containers/json")
         finally:
             await self._service.close()
@@ -169,13 +243,15 @@ class PodmanBackend:
         self._containers = {c for c in self._containers if c.failure is None}
         return self._containers
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, known: AbstractSet[str]) -> None:
+        """Remove this server's containers, but for those of these names."""
         filters = f'{{"label":["{LABEL}={self._server_id}"]}}'
         found = await self._service.call(
             "GET", "/containers/json", params={"all": "true", "filters": filters}
         )
         for container in found or ():
-            await remove_container(self._service, container["Id"])
+            if known.isdisjoint(container["Names"]):
+                await remove_container(self._service, container["Id"])
 
     def _spec(self, request: ContainerRequest) -> dict[str, Any]:
         """The create call's body (podman's SpecGenerator)."""
@@ -199,6 +275,7 @@ class PodmanBackend:
             "no_new_privileges": True,
             "image_volume_mode": "anonymous",
             "log_configuration": {"driver": "none"},
+            "timeout": _backstop(request),
             "sdnotifyMode": "ignore",
             "systemd": "false",
             "r_limits": [
@@ -225,6 +302,18 @@ class PodmanBackend:
         if "cpu" in self._controllers:
             found["cpu"] = {"quota": int(limits.cpus * CPU_PERIOD), "period": CPU_PERIOD}
         return found
+
+
+def _backstop(request: ContainerRequest) -> int:
+    """Seconds after which conmon kills the container, whether a server lives or not; 0: never."""
+    lifetime = request.lifetime_seconds
+    return 0 if lifetime is None else math.ceil(lifetime + BACKSTOP_SECONDS)
+
+
+def _end(state: Mapping[str, Any]) -> str:
+    """How the container has ended."""
+    memory = ", out of memory" if state.get("OOMKilled") else ""
+    return f"the container has ended (exit status {state.get('ExitCode')}{memory})"
 
 
 async def remove_container(service: PodmanService, container_id: str) -> None:

@@ -1,7 +1,11 @@
 """The runtime server process: opens the ports, publishes where it is, runs until SIGTERM.
 
-`main` is what `entrypoints/runtime` calls. Its state (the server id that labels its containers)
-lies beside the configuration file, so that a restarted server finds what a killed one left behind.
+`main` is what `entrypoints/runtime` calls. Its state (the server id that labels its containers, and
+the journal) lies beside the configuration file, so that a server that is started again takes over
+the sandboxes of a killed one. SIGTERM ends the sandboxes, too.
+
+Several nodes share one run folder: where the rendezvous is a folder, each server writes a file of
+its own there and keeps its state in a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -23,11 +28,18 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from skiff.apptainer import apptainer_root
 from skiff.config import Config, load_run_config
 from skiff.errors import ConfigError, InfraError
 from skiff.files import write_atomic
+from skiff.runtime.apptainer_backend import ApptainerBackend
+from skiff.runtime.backend import Backend
+from skiff.runtime.builds import Builds
 from skiff.runtime.control_api import control_app
+from skiff.runtime.guards import HEAD_BYTES, BodyGuard, GuardedProtocol
+from skiff.runtime.journal import Journal
 from skiff.runtime.listeners import Listeners, listen
+from skiff.runtime.metrics import MeasuredBackend, Metrics
 from skiff.runtime.podman_backend import PodmanBackend
 from skiff.runtime.sandbox_api import sandbox_app
 from skiff.runtime.sandboxes import Sandboxes
@@ -50,6 +62,10 @@ def main(config_file: Path, rendezvous: Path, key_file: Path, *, port: int | Non
     config = load_run_config(config_file)
     key = read_or_make_key(key_file)
     state = config_file.absolute().parent / STATE_FOLDER
+    if rendezvous.is_dir():
+        node = socket.gethostname()
+        state, rendezvous = state / node, rendezvous / f"runtime-{node}.json"
+    _raise_open_files()
     wanted = config.runtime.port if port is None else port
     with _listener(config.runtime.host, wanted) as listener:
         uvloop.run(serve(config, listener, key, key_file, rendezvous, state))
@@ -68,6 +84,9 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             switch,
+            http=GuardedProtocol,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            ws="none",
             loop="none",
             lifespan="off",
             log_config=None,
@@ -79,24 +98,35 @@ async def serve(
     host, port = listener.getsockname()[:2]
     advertised = socket.getfqdn() if host in ("0.0.0.0", "::") else host
     ports = Listeners(server, host, advertised)
-    sandboxes = Sandboxes(config.runtime, PodmanBackend(_server_id(state)), ports)
+    metrics = Metrics()
+    backend = MeasuredBackend(_backend(config, _server_id(state)), metrics)
+    sandboxes = Sandboxes(config.runtime, backend, ports, Journal(state / "journal.sqlite"))
     switch.control_port = port
-    switch.control = control_app(sandboxes, config, key)
-    switch.sandbox = sandbox_app(ports.sandbox)
+    builds = Builds(
+        sandboxes.backend,
+        state / "builds",
+        concurrent=config.runtime.concurrent_builds,
+        context_bytes=config.runtime.build_context_mib << 20,
+    )
+    metrics.watch(sandboxes, builds)
+    switch.control = BodyGuard(control_app(sandboxes, builds, metrics, config, key))
+    switch.sandbox = BodyGuard(sandbox_app(ports.sandbox))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    builds.open()
     await sandboxes.open()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        _publish(rendezvous, advertised, port, key_file)
+        _publish(rendezvous, advertised, port, key_file, config.runtime.max_sandboxes)
         log.info("serving sandboxes at %s:%d", advertised, port)
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         log.info("shutting down: %s", sandboxes.counts())
     finally:
         rendezvous.unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink, at the end
+        await builds.close()
         await sandboxes.close()
     server.should_exit = True
     await serving
@@ -112,7 +142,7 @@ def read_or_make_key(path: Path) -> str:
     return read_key_file(path)
 
 
-def _publish(rendezvous: Path, host: str, port: int, key_file: Path) -> None:
+def _publish(rendezvous: Path, host: str, port: int, key_file: Path, places: int) -> None:
     """Say where the server is, now that it answers."""
     place = {
         "url": f"http://{host}:{port}",
@@ -122,6 +152,7 @@ def _publish(rendezvous: Path, host: str, port: int, key_file: Path) -> None:
         "key_file": str(key_file.absolute()),
         "nonce": secrets.token_hex(8),
         "started": time.time(),
+        "places": places,
     }
     write_atomic(rendezvous, json.dumps(place, indent=1) + "\n")
 
@@ -163,10 +194,24 @@ def _listener(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def _backend(config: Config, server_id: str) -> Backend:
+    if config.runtime.backend == "apptainer":
+        root = apptainer_root()
+        return ApptainerBackend(server_id, root, config.runtime.sif_folder or root / "images")
+    return PodmanBackend(server_id)
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as this user may have: each sandbox, also a queued one, has a
+    socket."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _server_id(state: Path) -> str:
     """The id in `state`; made at the first start."""
     path = state / "server_id"
     if not path.exists():
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(path, secrets.token_hex(8))
     return path.read_text()

@@ -23,6 +23,7 @@ STDOUT, STDERR = 1, 2
 TERM_GRACE_SECONDS = 1.0
 KILL_GRACE_SECONDS = 10.0
 READY_SECONDS = 30.0
+PAUSE_SECONDS = 10.0
 FILE_SECONDS = 120.0
 CLOSE_SECONDS = 5.0
 FILE_BYTES = 64 << 20  # largest file that `read` returns
@@ -71,6 +72,7 @@ class Session:
         self._done: asyncio.Future[None] | None = None
         self._dead: str | None = None
         self._kill_reason: str | None = None
+        self._paused = False
         self._pump = asyncio.create_task(self._receive_all())
 
     @property
@@ -83,13 +85,27 @@ class Session:
         """True while a call runs."""
         return self._lock.locked()
 
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
     async def open(self) -> None:
         """Send the dispatcher; return when it answers."""
-        nonce = _nonce()
-        line = shell.dispatcher(nonce)
-        ended = await self._call(line, nonce, cap=4096, timeout=READY_SECONDS)
-        if ended.timed_out:
-            raise InfraError(f"its first process did not answer within {READY_SECONDS:g} s")
+        await self._greet(shell.dispatcher, READY_SECONDS)
+
+    async def reopen(self) -> None:
+        """Go on where another server has left off; return when the dispatcher answers.
+
+        The command that was running is ended: SIGTERM, one second later SIGKILL.
+        """
+        await self._signal(shell.TERMINATE)
+        greeting = asyncio.create_task(
+            self._greet(lambda nonce: shell.resync() + shell.dispatcher(nonce), READY_SECONDS)
+        )
+        await asyncio.wait([greeting], timeout=TERM_GRACE_SECONDS)
+        if not greeting.done():
+            await self._signal(shell.KILL)
+        await greeting
 
     async def run(
         self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
@@ -119,6 +135,19 @@ class Session:
             script = shell.WRITE_MORE
         _check(await self._script(shell.SET_MODE, target, b"%o" % mode), path)
 
+    async def pause(self) -> None:
+        """See `backend.Container.pause`. Later calls raise InfraError; a call in flight goes on
+        counting its timeout."""
+        self._paused = True
+        await self._signal(shell.PAUSE)
+        await self._settle()
+
+    async def resume(self) -> None:
+        """See `backend.Container.resume`."""
+        await self._signal(shell.RESUME)
+        await self._settle()
+        self._paused = False
+
     async def kill_all(self, reason: str) -> None:
         """End every process of the sandbox but the first; the running (or next) command
         reports `reason`."""
@@ -139,6 +168,20 @@ class Session:
         self._pump.cancel()
         self._stream.close()
 
+    async def _settle(self) -> None:
+        """Wait until an idle dispatcher has seen the signals that were sent; a busy one sees them
+        at once."""
+        if not self.busy:
+            await self._greet(shell.answer, PAUSE_SECONDS)
+
+    async def _greet(self, line: Callable[[str], bytes], timeout: float) -> None:
+        """Send `line(nonce)` and wait for the answer. Raises InfraError when there is none."""
+        nonce = _nonce()
+        async with self._lock:
+            ended = await self._exchange(line(nonce), nonce, cap=4096, timeout=timeout)
+        if ended.timed_out:
+            raise InfraError(f"its first process did not answer within {timeout:g} s")
+
     async def _script(self, script: str, *arguments: bytes, cap: int = 4096) -> CommandOutput:
         nonce = _nonce()
         processes = self._processes + shell.SPARE_PIDS
@@ -158,38 +201,52 @@ class Session:
         stop: asyncio.Event | None = None,
     ) -> CommandOutput:
         async with self._lock:
-            if self._dead is not None:
-                raise InfraError(self._dead)
-            out, err = Capture(nonce, cap), Capture(nonce, cap)
-            self._captures = {STDOUT: out, STDERR: err}
-            done = self._done = asyncio.get_running_loop().create_future()
-            began = time.monotonic()
-            try:
-                timed_out = False
-                await self._send(line)
-                interrupted = not await _ended(done, timeout, stop)
-                if interrupted:
-                    timed_out = stop is None or not stop.is_set()
-                    await self._interrupt(done)
-                await done  # raises what `fail` has put there
-            except asyncio.CancelledError:
-                self.fail("a call was broken off in the middle")
-                raise
-            finally:
-                self._captures = {}
-                self._done = None
-            stderr = err.content()
-            if self._kill_reason is not None:
-                stderr += f"\n[killed: {self._kill_reason}]\n".encode()
-                self._kill_reason = None
-            return CommandOutput(
-                exit_code=None if interrupted else out.exit_code,
-                stdout=out.content(),
-                stderr=stderr,
-                timed_out=timed_out,
-                truncated=bool(out.dropped or err.dropped),
-                seconds=time.monotonic() - began,
-            )
+            if self._paused:
+                raise InfraError("the sandbox is paused")
+            return await self._exchange(line, nonce, cap=cap, timeout=timeout, stop=stop)
+
+    async def _exchange(
+        self,
+        line: bytes,
+        nonce: str,
+        *,
+        cap: int,
+        timeout: float,
+        stop: asyncio.Event | None = None,
+    ) -> CommandOutput:
+        """Send a line and collect its output. Only with the lock held."""
+        if self._dead is not None:
+            raise InfraError(self._dead)
+        out, err = Capture(nonce, cap), Capture(nonce, cap)
+        self._captures = {STDOUT: out, STDERR: err}
+        done = self._done = asyncio.get_running_loop().create_future()
+        began = time.monotonic()
+        try:
+            timed_out = False
+            await self._send(line)
+            interrupted = not await _ended(done, timeout, stop)
+            if interrupted:
+                timed_out = stop is None or not stop.is_set()
+                await self._interrupt(done)
+            await done  # raises what `fail` has put there
+        except asyncio.CancelledError:
+            self.fail("a call was broken off in the middle")
+            raise
+        finally:
+            self._captures = {}
+            self._done = None
+        stderr = err.content()
+        if self._kill_reason is not None:
+            stderr += f"\n[killed: {self._kill_reason}]\n".encode()
+            self._kill_reason = None
+        return CommandOutput(
+            exit_code=None if interrupted else out.exit_code,
+            stdout=out.content(),
+            stderr=stderr,
+            timed_out=timed_out,
+            truncated=bool(out.dropped or err.dropped),
+            seconds=time.monotonic() - began,
+        )
 
     async def _send(self, line: bytes) -> None:
         try:

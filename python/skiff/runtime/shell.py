@@ -8,6 +8,10 @@ the container; when its first process has ended, the dispatcher prints `<nonce> 
 both. So a background job never delays an answer; what it prints later belongs to the next command,
 as in a terminal. SIGKILL to every process (`kill -9 -1`) does not reach the dispatcher.
 
+A server may die in the middle of a line. `resync` ends whatever is open, quotes included, and a
+line that is not whole is never run: it must have as many words as it says, the last one being
+`$skiff_shell`.
+
 Works in dash, busybox ash and bash (their `ulimit` names processes -u or -p). A command may have
 fewer processes than the sandbox, so a fork bomb leaves the dispatcher room to fork. Where the image
 lacks `setsid`, a timeout ends every process of the sandbox but the first.
@@ -26,8 +30,10 @@ SPARE_PIDS = 8  # processes that a container may have beyond those of its comman
 TERMINATE = "SIGUSR1"  # SIGTERM to the running command's group
 KILL = "SIGUSR2"  # SIGKILL to the running command's group
 KILL_ALL = "SIGHUP"  # SIGKILL to every process of the sandbox but the first
+PAUSE = "SIGTSTP"  # SIGSTOP to every process of the sandbox but the first
+RESUME = "SIGCONT"  # SIGCONT to them
 
-_DISPATCHER = b"""
+_DISPATCHER = rb"""
 skiff_pid= skiff_hit= skiff_setsid= skiff_shell=sh skiff_ulimit=-p
 command -v setsid >/dev/null && skiff_setsid=setsid
 command -v bash >/dev/null && skiff_shell=bash
@@ -41,11 +47,19 @@ skiff_end() {
 trap 'skiff_end TERM' USR1
 trap 'skiff_end KILL' USR2
 trap 'skiff_hit=1; kill -s KILL -- -1 2>/dev/null' HUP
+trap 'skiff_hit=1; kill -s STOP -- -1 2>/dev/null' TSTP
+trap 'skiff_hit=1; kill -s CONT -- -1 2>/dev/null' CONT
 skiff_run() {
-    skiff_nonce=$1 skiff_processes=$2 skiff_cwd=$3
-    shift 3
+    eval "skiff_last=\${$#}"
+    if [ "$#" != "$2" ] || [ "$skiff_last" != "$skiff_shell" ]; then return; fi
+    skiff_nonce=$1 skiff_processes=$3 skiff_cwd=$4
+    shift 4
+    skiff_words= skiff_word=1
+    while [ $skiff_word -lt $# ]; do
+        skiff_words="$skiff_words \"\${$skiff_word}\"" skiff_word=$((skiff_word + 1))
+    done
     (ulimit $skiff_ulimit "$skiff_processes"
-    cd -- "$skiff_cwd" && exec $skiff_setsid "$@") </dev/null &
+    cd -- "$skiff_cwd" && eval "exec $skiff_setsid $skiff_words") </dev/null &
     skiff_pid=$!
     while :; do
         skiff_hit=
@@ -78,8 +92,18 @@ def quote(word: bytes) -> bytes:
 
 def dispatcher(nonce: str) -> bytes:
     """The first process's program; it answers once, as if it were a command."""
-    answer = f"echo '{nonce} 0'"
-    return _DISPATCHER + f"{answer}; {answer} >&2\n".encode()
+    return _DISPATCHER + answer(nonce)
+
+
+def answer(nonce: str) -> bytes:
+    """The line that only answers, as if it were a command."""
+    word = f"echo '{nonce} 0'"
+    return f"{word}; {word} >&2\n".encode()
+
+
+def resync() -> bytes:
+    """Ends a line that was begun by another server, whether it stands in single quotes or not."""
+    return b"""_'"'" #"\n"""
 
 
 def command_line(nonce: str, cwd: str, command: str, *, processes: int) -> bytes:
@@ -90,12 +114,12 @@ def command_line(nonce: str, cwd: str, command: str, *, processes: int) -> bytes
         words = [text[at : at + WORD_BYTES] for at in range(0, len(text), WORD_BYTES)]
         joined = b"".join(b"${%d}" % (number + 1) for number in range(len(words)))
         words = [b'eval "' + joined + b'"', b"skiff", *words]
-    return _call(nonce, processes, cwd, b'"$skiff_shell" -c', words)
+    return _call(nonce, processes, cwd, b"$skiff_shell", words)
 
 
 def script_line(nonce: str, script: str, arguments: Sequence[bytes], *, processes: int) -> bytes:
     """The line that runs one of the scripts above by `sh`, whatever other shells there are."""
-    return _call(nonce, processes, "/", b"sh -c", [script.encode(), b"sh", *arguments])
+    return _call(nonce, processes, "/", b"sh", [script.encode(), b"sh", *arguments])
 
 
 def escape(data: bytes) -> bytes:
@@ -104,6 +128,8 @@ def escape(data: bytes) -> bytes:
 
 
 def _call(nonce: str, processes: int, cwd: str, program: bytes, words: Sequence[bytes]) -> bytes:
+    """`program` is one word of shell; it is called with -c and `words`."""
     folder = quote(cwd.encode(errors="surrogateescape"))
-    head = b"skiff_run %s %d %s %s " % (nonce.encode(), processes, folder, program)
-    return head + b" ".join(quote(word) for word in words) + b"\n"
+    number = 4 + 2 + len(words) + 1
+    head = b"skiff_run %s %d %d %s %s -c " % (nonce.encode(), number, processes, folder, program)
+    return head + b" ".join(quote(word) for word in words) + b" $skiff_shell\n"
