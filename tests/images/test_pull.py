@@ -179,15 +179,17 @@ def test_the_least_recently_used_makes_room(registry: Any) -> None:
     check_podman(["rm", "user"])
 
 
-def test_a_full_store_ends_the_pull(registry: Any) -> None:
-    wanted = [registry.add(f"full/{number}", kib=3072) for number in range(3)]
-    registry.pause = 0.05
+def test_the_limit_ends_a_pull_half_way(registry: Any) -> None:
+    small, large, last = (registry.add(f"full/{kib}", kib=kib) for kib in (1024, 8192, 64))
+    registry.pause = 0.02
     for image in PodmanStore().images():
         PodmanStore().remove(image)
-    outcomes = puller(concurrency=1, max_bytes=4 * MIB).pull(wanted)
-    assert [outcome.pulled for outcome in outcomes] == [True, False, False]
+    limit = PodmanStore().used_bytes() + 5 * MIB
+    outcomes = puller(concurrency=1, max_bytes=limit).pull([small, large, last])
+    assert [outcome.pulled for outcome in outcomes] == [True, False, True]
     assert "the disk limit of 0.0 GiB is reached" in outcomes[1].error
-    assert len(held()) == 1
+    assert held() == {small, last}
+    assert PodmanStore().used_bytes() <= limit
     assert leftovers() == []
 
 
@@ -200,7 +202,7 @@ def test_the_disk_is_never_filled(registry: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_an_image_built_here_cannot_be_pulled() -> None:
     outcome = puller().pull(["localhost/skiff/nothing:1"])[0]
-    assert "is built on this machine" in outcome.error
+    assert "was not built on this machine" in outcome.error
 
 
 def test_the_command_line_takes_task_specs(

@@ -62,6 +62,7 @@ def rootfs(cache: Path) -> Path:
     shutil.copy2(BUSYBOX, root / "bin")
     (root / "bin" / "sh").symlink_to("busybox")
     (root / "etc" / "who").write_text("I am the one\n")
+    (root / "root").mkdir(mode=0o700)  # only its owner can read it
     return root
 
 
@@ -122,19 +123,26 @@ def test_it_takes_in(form: str, cache: Path, rootfs: Path) -> None:
 def test_a_tar_file_does_not_leave_its_folder(cache: Path) -> None:
     path = cache / "evil.tar"
     with tarfile.open(path, "w") as archive:
-        for name in ("etc/x", "../../escaped"):
+        for name in ("etc/x", "../../../escaped"):
             archive.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ImageError, match="cannot be unpacked"):
-        SifStore(cache, build=write).add(detect(path), "evil")
+    SifStore(cache, build=write).add(detect(path), "evil")
     assert not list(cache.rglob("escaped"))
+
+
+def test_a_tar_file_that_is_cut_off(cache: Path, rootfs: Path) -> None:
+    path = tar(rootfs)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ImageError, match="cannot be unpacked"):
+        SifStore(cache, build=write).add(detect(path), "cut")
     assert SifStore(cache).images() == []
+    assert list((cache / "partial").iterdir()) == []
 
 
 def test_where_an_image_comes_from(cache: Path) -> None:
     store = SifStore(cache, build=write)
     store.pull("user/image:1", lambda: None)
     assert sif_path(cache, "user/image:1").read_text() == "docker://docker.io/user/image:1"
-    with pytest.raises(ImageError, match="build it first"):
+    with pytest.raises(ImageError, match="was not built on this machine"):
         store.pull("localhost/nothing:1", lambda: None)
 
 

@@ -17,8 +17,10 @@ from skiff.errors import ImageError, InfraError
 from skiff.image_use import forget, full_name, last_used, mark_used
 from skiff.images.archive import Archive, Kind
 from skiff.images.owner import scratch
-from skiff.images.store import LOCAL, Check, StoredImage, find, folder_bytes
+from skiff.images.sandbox import ensure_sandbox_image
+from skiff.images.store import LOCAL, Check, StoredImage, find, folder_bytes, not_pullable
 from skiff.podman import check_podman, import_rootfs, podman_root, run_podman, watch_podman
+from skiff.tasks.shell import IMAGE
 
 # What registries and podman say when no second try will help.
 _PERMANENT = re.compile(
@@ -56,13 +58,11 @@ class PodmanStore:
 
     def pull(self, name: str, check: Check) -> None:
         full = full_name(name)
+        if full == IMAGE:
+            ensure_sandbox_image()
+            return
         if full.startswith(LOCAL):
-            raise ImageError(
-                "is built on this machine and cannot be pulled",
-                where=name,
-                remedy="`skiff tasks build` makes the images of packages, `skiff images import` "
-                "takes in those of another machine",
-            )
+            raise not_pullable(name)
         command = ["pull", "--quiet", f"--tls-verify={str(self._verify_tls).lower()}", full]
         with scratch(podman_root() / "tmp") as folder:
             done = watch_podman(command, check, scratch=folder)

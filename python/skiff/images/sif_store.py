@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,13 @@ from skiff.apptainer import build_sif
 from skiff.errors import ImageError
 from skiff.files import write_atomic
 from skiff.image_use import LEASE_SECONDS, forget, full_name, last_used, mark_used, sif_path
-from skiff.images.archive import Archive, Kind
+from skiff.images.archive import Archive, Kind, detect
 from skiff.images.owner import scratch
 from skiff.images.podman_store import PodmanStore
-from skiff.images.store import LOCAL, Check, StoredImage, folder_bytes
+from skiff.images.rootfs import unpacked
+from skiff.images.sandbox import read_recipe, rootfs
+from skiff.images.store import LOCAL, Check, StoredImage, folder_bytes, not_pullable
+from skiff.tasks.shell import IMAGE
 
 Build = Callable[[str, Path], None]  # (source as `apptainer build` names it, the SIF to make)
 
@@ -60,30 +62,26 @@ class SifStore:
 
     def pull(self, name: str, check: Check) -> None:
         check()
+        full = full_name(name)
         with scratch(self._scratch) as work:
             tar = work / "image.tar"
             if shutil.which("podman") is not None and PodmanStore().save(name, tar):
-                self._make(f"docker-archive:{tar}", name, work, told=f"podman:{full_name(name)}")
-            elif full_name(name).startswith(LOCAL):
-                raise ImageError(
-                    "is not in the podman store of this machine, and no registry has it",
-                    where=name,
-                    remedy="build it first: `skiff tasks build`",
-                )
+                self._make(f"docker-archive:{tar}", name, work, told=f"podman:{full}")
+            elif full == IMAGE:
+                self.add(detect(rootfs(read_recipe())), name)
+            elif full.startswith(LOCAL):
+                raise not_pullable(name)
             else:
-                self._make(f"docker://{full_name(name)}", name, work)
+                self._make(f"docker://{full}", name, work)
 
     def add(self, archive: Archive, name: str) -> None:
         with scratch(self._scratch) as work:
             if archive.kind is Kind.SIF:
                 shutil.copyfile(archive.path, work / "copy.sif")
                 self._publish(work / "copy.sif", name, str(archive.path))
-            elif archive.kind is Kind.ROOTFS:
-                self._make(str(archive.path), name, work)
-            elif archive.kind is Kind.ROOTFS_TAR:
-                root = work / "root"
-                _unpack(archive.path, root)
-                self._make(str(root), name, work, told=str(archive.path))
+            elif archive.kind in (Kind.ROOTFS, Kind.ROOTFS_TAR):
+                with unpacked(archive, work) as root:
+                    self._make(str(root), name, work, told=str(archive.path))
             else:
                 self._make(archive.source, name, work)
 
@@ -149,14 +147,3 @@ class SifStore:
 
 def _sidecar(sif: Path) -> Path:
     return sif.with_name(f"{sif.name}.json")
-
-
-def _unpack(tar: Path, root: Path) -> None:
-    """Devices are left out (an ordinary user cannot make them), and nothing leaves `root`."""
-    root.mkdir()
-    try:
-        with tarfile.open(tar) as archive:
-            files = (member for member in archive if not member.isdev())
-            archive.extractall(root, members=files, filter="tar")
-    except tarfile.TarError as error:
-        raise ImageError(f"cannot be unpacked: {error}", where=str(tar)) from error

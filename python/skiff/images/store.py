@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from skiff.errors import ImageError
 from skiff.image_use import full_name
 from skiff.images.archive import Archive
 
@@ -85,6 +86,16 @@ class Store(Protocol):
 def find(store: Store, name: str) -> StoredImage | None:
     """The image of the store that `name` means."""
     return next((image for image in store.images() if image.is_called(name)), None)
+
+
+def not_pullable(name: str) -> ImageError:
+    """The error for an image that no registry has and this machine has not built."""
+    return ImageError(
+        "is built, not pulled, and was not built on this machine",
+        where=name,
+        remedy="`skiff tasks build` makes the images of packages, `skiff images import` takes in "
+        "those of another machine",
+    )
 
 
 def folder_bytes(folder: Path) -> int:
