@@ -285,18 +285,21 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     # Root cannot stay root in a map that leaves out its id: exec would take the capabilities away.
     other = ids.root if ids.root != os.getuid() else None
-    process = subprocess.Popen(
-        ["unshare", "--user", "sh", "-c", _WAIT, "sh", *command],
-        env=dict(os.environ if environment is None else environment),
-        cwd=cwd,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-        user=other,
-        group=other,
-        extra_groups=None if other is None else [],
-    )
+    try:
+        process = subprocess.Popen(
+            ["unshare", "--user", "sh", "-c", _WAIT, "sh", *command],
+            env=dict(os.environ if environment is None else environment),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            user=other,
+            group=other,
+            extra_groups=None if other is None else [],
+        )
+    except OSError as error:  # no unshare, or no such id in the namespace that we are in
+        raise InfraError(str(error), where="unshare --user") from error
     state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     if state is None or state.si_code != os.CLD_STOPPED:
         process.communicate()

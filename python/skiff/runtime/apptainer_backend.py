@@ -36,7 +36,6 @@ from skiff.apptainer import (
     start_mapped,
 )
 from skiff.errors import InfraError
-from skiff.runtime import shell
 from skiff.runtime.backend import CommandOutput, Container, ContainerRequest, ImageInfo, Limits
 from skiff.runtime.fifos import FifoStream, first_process, holders, make_fifos, sandbox_ends
 from skiff.runtime.rootfs import RootFolders, disk_bytes, keep_snapshot
@@ -127,8 +126,7 @@ class ApptainerContainer:
             raise InfraError("there is no sandbox of that name", where=self.folder.name)
         await self._hold()
         self._session = self._converse(FifoStream(self.folder / "streams"))
-        await self._signal(shell.KILL)
-        await self._session.open()
+        await self._session.reopen()
 
     @property
     def session(self) -> Session:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from skiff.runtime.session import STDERR, STDOUT
 
 NAMES = ("stdin", "stdout", "stderr")
 CHUNK_BYTES = 1 << 16
-_TORN = "sending"  # stands while a line is written that one write cannot take
 
 
 def make_fifos(folder: Path) -> None:
@@ -72,9 +70,6 @@ class FifoStream:
     when no call of it is running."""
 
     def __init__(self, folder: Path) -> None:
-        self._torn = folder / _TORN
-        if self._torn.exists():
-            raise InfraError("a server was killed while it sent a command to the sandbox")
         flags = os.O_NONBLOCK | os.O_CLOEXEC
         self._outputs = {
             STDOUT: os.open(folder / "stdout", os.O_RDONLY | flags),
@@ -104,10 +99,6 @@ class FifoStream:
         return STDOUT, b""
 
     async def send(self, data: bytes) -> None:
-        # A torn line would be run together with the next server's first one.
-        whole = len(data) <= select.PIPE_BUF
-        if not whole:
-            self._torn.touch()
         while data:
             if self._input is None:
                 raise BrokenPipeError("the stream is closed")
@@ -115,8 +106,6 @@ class FifoStream:
                 data = data[os.write(self._input, data) :]
             except BlockingIOError:
                 await self._writable(self._input)
-        if not whole:
-            self._torn.unlink()
 
     def close(self) -> None:
         for descriptor in self._outputs.values():

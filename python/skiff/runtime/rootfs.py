@@ -4,8 +4,8 @@ A folder on the local disk is shared by all sandboxes of an image (pages of its 
 an overlay upon it needs neither FUSE nor a daemon. What belongs to the image's root belongs to the
 root of our user namespaces.
 
-An image is a SIF or a root folder: a path, or a name that stands for `<name>.sif` or the folder
-`<name>` in the SIF folder, with "__" for "/". Snapshots are folders here, found by their name only.
+An image is a SIF or a root folder: a path, or a name that stands for a file of the SIF cache (see
+`skiff.image_use`) or for a folder in it. Snapshots are folders here, found by their name only.
 
 Not covered: removal of what is not used any more; device files of an image.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from skiff.apptainer import check_mapped, id_map, own, run_mapped, start_mapped, unpack_sif
 from skiff.errors import InfraError
+from skiff.image_use import file_name, full_name, sif_path
 from skiff.runtime.backend import ImageInfo, ImageNotFoundError
 
 UNPACK_SECONDS = 1800.0
@@ -73,8 +74,7 @@ class RootFolders:
         return self._store / _key(f"snapshot:{name}", name)
 
     def _source(self, name: str) -> Path:
-        file = name.replace("/", "__")
-        choices = [self._sources / f"{file}.sif", self._sources / file]
+        choices = [sif_path(self._sources, name), self._sources / file_name(full_name(name))]
         if name.startswith("/"):
             choices = [Path(name)]
         for path in choices:
