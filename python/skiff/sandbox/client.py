@@ -1,9 +1,11 @@
-"""Client of the runtime server: start a sandbox, run commands, move files, stop it.
+"""Client of the runtime servers: start a sandbox, run commands, move files, pause and stop it.
 
 Every failure of the machinery (server gone, sandbox gone, start failed) is an InfraError; a command
-that fails is a `CommandResult`. Only a start whose connection is refused is tried again: a command
-may have run.
-One event loop per client. Not covered: reattaching to a sandbox of an earlier client.
+that fails is a `CommandResult`. Only a start whose connection is refused is tried again, on another
+node where there is one: a command may have run.
+A server that is lost takes its own sandboxes with it and no others (see `nodes`). Sandboxes with a
+lease are kept alive in the background while their client is open.
+One event loop per client.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import asyncio
 import base64
 import contextlib
 import errno
-import itertools
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,26 +27,38 @@ from typing import Any, Self
 import httpx
 
 from skiff.config import Config
-from skiff.errors import ConfigError, InfraError, TaskError
+from skiff.errors import ConfigError, InfraError, SkiffError, TaskError
 from skiff.sandbox.key import read_key_file
+from skiff.sandbox.leases import Leases
+from skiff.sandbox.nodes import Nodes, published
+from skiff.sandbox.wire import (
+    HEALTH_SECONDS,
+    HOLD_SECONDS,
+    Wire,
+    detail,
+    lost,
+    refused,
+)
 
 URL_VARIABLE = "SKIFF_RUNTIME_URL"
+FOLDER_VARIABLE = "SKIFF_RUNTIME_FOLDER"
 KEY_FILE_VARIABLE = "SKIFF_RUNTIME_KEY_FILE"
-HOLD_SECONDS = 20.0  # how long the server may hold one answer about a pending sandbox
-CALL_SECONDS = 30.0  # of a call that does no work in a sandbox
 FILE_SECONDS = 300.0
+PAUSE_SECONDS = 60.0
+SNAPSHOT_SECONDS = 900.0
 GRACE_SECONDS = 30.0  # beyond a command's own timeout: the server ends the command, not we
 CANNOT_EXECUTE = 126  # a shell's exit code for what it can't execute
 RESTART_SECONDS = 10.0  # a server that died is started again within this
 RETRY_SECONDS = 0.3
-KEEP_ALIVE_SECONDS = 30.0  # shorter than the server's, or a call could meet a closing connection
+BATCH = 64  # starts in one call
 
 
 @dataclass(frozen=True)
 class SandboxSpec:
     """One sandbox: image, where commands run by default, and its limits.
 
-    `session_id` makes starts idempotent: a second start of the same id is the same sandbox.
+    session_id     makes starts idempotent: a second start of the same id is the same sandbox
+    lease_seconds  it ends so long after its client is gone; None: as the server is configured
     """
 
     image: str
@@ -56,6 +70,7 @@ class SandboxSpec:
     network: bool
     lifetime_seconds: float
     idle_seconds: float
+    lease_seconds: float | None = None
     workdir: str = "/"
     env: Mapping[str, str] = field(default_factory=dict)
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -77,6 +92,7 @@ class SandboxSpec:
             env=dict(env or {}),
             lifetime_seconds=config.runtime.lifetime_seconds,
             idle_seconds=config.runtime.idle_seconds,
+            lease_seconds=config.runtime.lease_seconds,
             **limits,
         )
 
@@ -104,32 +120,40 @@ class CommandResult:
 
 
 class RuntimeClient:
-    """Starts sandboxes at one or more runtime servers, in turn. An async context manager.
+    """Starts sandboxes at one or more runtime servers. An async context manager.
 
-    `start_seconds` bounds one start, waiting in the server's queue included.
+    servers        their urls, or the folder in which they publish themselves, now and later
+    start_seconds  bounds one start, waiting in the server's queue included
     """
 
-    def __init__(self, urls: Sequence[str], key: str, *, start_seconds: float = 120) -> None:
-        if not urls:
-            raise ConfigError("no runtime server is named", where=URL_VARIABLE)
-        self._turns = itertools.cycle([url.rstrip("/") for url in urls])
-        self._urls = tuple(urls)
-        self._key = key
+    def __init__(
+        self, servers: Sequence[str] | Path, key: str, *, start_seconds: float = 120
+    ) -> None:
+        if isinstance(servers, Path):
+            folder = servers
+            self._nodes = Nodes(lambda: published(folder), self._free_places)
+        else:
+            urls = list(dict.fromkeys(url.rstrip("/") for url in servers))
+            if not urls:
+                raise ConfigError("no runtime server is named", where=URL_VARIABLE)
+            self._nodes = Nodes(lambda: urls, self._free_places)
+        self._wire = Wire(key)
+        self._leases = Leases(self._wire)
         self._start_seconds = start_seconds
-        self._http = httpx.AsyncClient(
-            trust_env=False,  # a proxy of the site must not see sandbox traffic
-            timeout=CALL_SECONDS,
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=None,
-                keepalive_expiry=KEEP_ALIVE_SECONDS,
-            ),
-        )
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, key_file: Path, *, start_seconds: float = 120
+    ) -> RuntimeClient:
+        """A client of all servers that publish themselves in `folder`. Raises ConfigError."""
+        if not folder.is_dir():
+            raise ConfigError("there is no such folder", where=str(folder))
+        return cls(folder, read_key_file(key_file), start_seconds=start_seconds)
 
     @classmethod
     def from_env(cls, *, start_seconds: float = 120) -> RuntimeClient:
-        """A client for SKIFF_RUNTIME_URL (comma separated) and the 0600 file named by
-        SKIFF_RUNTIME_KEY_FILE. Raises ConfigError."""
+        """A client for the folder SKIFF_RUNTIME_FOLDER, else for SKIFF_RUNTIME_URL (comma
+        separated), with the 0600 file named by SKIFF_RUNTIME_KEY_FILE. Raises ConfigError."""
         key_file = os.environ.get(KEY_FILE_VARIABLE)
         if not key_file:
             raise ConfigError(
@@ -137,6 +161,8 @@ class RuntimeClient:
                 where=KEY_FILE_VARIABLE,
                 remedy="set it to the key file of the runtime server",
             )
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            return cls.from_folder(Path(folder), Path(key_file), start_seconds=start_seconds)
         urls = [url for url in os.environ.get(URL_VARIABLE, "").split(",") if url]
         return cls(urls, read_key_file(Path(key_file)), start_seconds=start_seconds)
 
@@ -152,8 +178,9 @@ class RuntimeClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Sandboxes are left running."""
-        await self._http.aclose()
+        """Close the connections. Sandboxes are left running, those with a lease until it ends."""
+        self._leases.close()
+        await self._wire.close()
 
     async def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox and wait until it is ready.
@@ -161,15 +188,52 @@ class RuntimeClient:
         Raises TaskError when the image does not exist, ConfigError when the key is refused,
         InfraError otherwise, with the back end's own words.
         """
-        server = next(self._turns)
+        [result] = await self.start_batch([spec])
+        if isinstance(result, SkiffError):
+            raise result
+        return result
+
+    async def start_batch(self, specs: Sequence[SandboxSpec]) -> list[Sandbox | SkiffError]:
+        """Start sandboxes on all nodes with few calls, and wait for them.
+
+        Each result is a sandbox, or the error that `start` would raise for it. When the call is
+        cancelled, all of them are stopped.
+        """
+        deadline = time.monotonic() + self._start_seconds
+        places: dict[str, str] = {}
         try:
-            answer = await self._ready(server, spec)
+            groups = await self._spread(specs)
+            results = await asyncio.gather(
+                *(self._start_group(server, group, places, deadline) for server, group in groups)
+            )
         except BaseException:
-            await asyncio.shield(self._abandon(server, spec.session_id))
+            await asyncio.shield(self._abandon(places))
             raise
-        if answer["pod_status"] != "ready":
-            raise _start_error(spec.image, answer)
-        return Sandbox(self, server, answer)
+        found = {key: result for group in results for key, result in group.items()}
+        failed = [key for key, result in found.items() if isinstance(result, SkiffError)]
+        await asyncio.shield(self._abandon({key: places[key] for key in failed if key in places}))
+        return [found[spec.session_id] for spec in specs]
+
+    async def reattach(self, session_id: str) -> Sandbox:
+        """The running or paused sandbox of that session, whoever has started it.
+
+        Raises InfraError when no server has it, or with the reason why it has ended.
+        """
+        reasons = []
+        for server in await self._nodes.urls():
+            try:
+                answer = await self._wire.session(server, session_id)
+            except InfraError as error:
+                reasons.append(str(error))
+                continue
+            if answer["status"] in ("running", "paused"):
+                self._hold(server, answer)
+                return Sandbox(self._wire, self._leases, server, answer)
+            reasons.append(f"{server}: {answer['status']}: {answer['pod_logs']}")
+        raise InfraError(
+            "is not running: " + "; ".join(reasons or ["there is no server"]),
+            where=f"sandbox {session_id}",
+        )
 
     @contextlib.asynccontextmanager
     async def sandbox(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
@@ -181,115 +245,141 @@ class RuntimeClient:
             await asyncio.shield(sandbox.stop())
 
     async def health(self) -> dict[str, Any]:
-        """The first server's health: its sandboxes by state."""
-        return await self._control("GET", f"{self._urls[0]}/health")
-
-    async def _ready(self, server: str, spec: SandboxSpec) -> dict[str, Any]:
-        """Start, and wait while the server says `pending`; its last answer."""
-        deadline = time.monotonic() + self._start_seconds
-        hold = min(HOLD_SECONDS, self._start_seconds)
-        body = {
-            "image": spec.image,
-            "session_id": spec.session_id,
-            "working_dir": spec.workdir,
-            "environment": dict(spec.env),
-            "resources": {
-                "memory_mib": spec.memory_mib,
-                "cpus": spec.cpus,
-                "pids": spec.pids,
-                "disk_mib": spec.disk_mib,
-                "output_bytes": spec.output_bytes,
-                "network": spec.network,
-            },
-            "lifetime_seconds": spec.lifetime_seconds,
-            "idle_seconds": spec.idle_seconds,
-            "hold_seconds": hold,
-        }
-        answer = await self._begin(f"{server}/start", body)
-        while answer["pod_status"] == "pending":
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise InfraError(
-                    f"was not ready within {self._start_seconds:g} s",
-                    where=f"sandbox of image {spec.image}",
-                    remedy="raise runtime.max_sandboxes or runtime.start_seconds",
-                )
-            answer = await self._control(
-                "GET",
-                f"{server}/sessions/{spec.session_id}",
-                params={"wait_seconds": min(hold, left)},
-            )
-        return answer
-
-    async def _begin(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for a start, also while a server that died is being started again.
-
-        Only a refused connection is tried again: nothing has been asked for then.
-        """
-        deadline = time.monotonic() + min(RESTART_SECONDS, self._start_seconds)
-        while True:
-            try:
-                return await self._control("POST", url, json=body)
-            except InfraError as error:
-                refused = isinstance(error.__cause__, httpx.ConnectError)
-                if not refused or time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(RETRY_SECONDS)
-
-    async def stop(self, server: str, runtime_id: str) -> None:
-        """Stop a sandbox. A server that is gone, or does not know it, has nothing to stop."""
-        with contextlib.suppress(InfraError, ConfigError):
-            await self._control("POST", f"{server}/stop", json={"runtime_id": runtime_id})
-
-    async def _abandon(self, server: str, session_id: str) -> None:
-        """Stop what a failed or cancelled start may have left."""
-        with contextlib.suppress(InfraError, ConfigError):
-            answer = await self._control("GET", f"{server}/sessions/{session_id}")
-            await self.stop(server, answer["runtime_id"])
-
-    async def _control(self, method: str, url: str, **content: Any) -> dict[str, Any]:
-        """One call of the server's own port; its JSON answer."""
-        answer = await self.send(
-            method,
-            url,
-            headers={"X-API-Key": self._key},
-            timeout=CALL_SECONDS + HOLD_SECONDS,
-            **content,
-        )
-        if answer.status_code == 401:
-            raise ConfigError(
-                "the runtime server refuses the key",
-                where=url,
-                remedy=f"{KEY_FILE_VARIABLE} must name the key file that the server was given",
-            )
-        if answer.is_error:
-            raise InfraError(f"status {answer.status_code}: {_detail(answer)}", where=url)
-        found: dict[str, Any] = answer.json()
+        """The health of the first server: its sandboxes by state."""
+        server = await self._server(time.monotonic() + self._start_seconds)
+        found: dict[str, Any] = await self._wire.control("GET", f"{server}/health")
         return found
 
-    async def why_ended(self, server: str, session_id: str) -> str:
-        """Why a sandbox has ended, as far as its server can say; else an empty string."""
-        with contextlib.suppress(InfraError, ConfigError):
-            answer = await self._control("GET", f"{server}/sessions/{session_id}")
-            return str(answer["pod_logs"])
-        return ""
+    async def _free_places(self, server: str) -> int:
+        health = await self._wire.control("GET", f"{server}/health", timeout=HEALTH_SECONDS)
+        return int(health["free"])
 
-    async def send(self, method: str, url: str, **content: Any) -> httpx.Response:
-        """One exchange; InfraError when there is none."""
-        if self._http.is_closed:
-            raise InfraError("this client has been closed", where=f"runtime server {url}")
+    async def _spread(self, specs: Sequence[SandboxSpec]) -> list[tuple[str, list[SandboxSpec]]]:
+        """The servers that shall take them, each with at most BATCH."""
+        deadline = time.monotonic() + min(RESTART_SECONDS, self._start_seconds)
+        groups: dict[str, list[SandboxSpec]] = defaultdict(list)
+        for spec in specs:
+            groups[await self._server(deadline)].append(spec)
+        return [
+            (server, group[at : at + BATCH])
+            for server, group in groups.items()
+            for at in range(0, len(group), BATCH)
+        ]
+
+    async def _server(self, deadline: float) -> str:
+        """A server for the next start, as soon as there is one."""
+        while (server := await self._nodes.choose()) is None:
+            if time.monotonic() > deadline:
+                raise InfraError("no runtime server has published itself", where=FOLDER_VARIABLE)
+            await asyncio.sleep(RETRY_SECONDS)
+        return server
+
+    async def _start_group(
+        self, server: str, specs: Sequence[SandboxSpec], places: dict[str, str], deadline: float
+    ) -> dict[str, Sandbox | SkiffError]:
+        """Start them at one server; a result for each session id."""
         try:
-            return await self._http.request(method, url, **content)
-        except httpx.HTTPError as error:
-            words = str(error) or type(error).__name__
-            raise InfraError(f"no answer: {words}", where=f"runtime server {url}") from error
+            server, answers = await self._begin(server, specs, places)
+        except SkiffError as error:
+            return dict.fromkeys([spec.session_id for spec in specs], error)
+        results = await asyncio.gather(
+            *(
+                self._ready(server, spec, answer, places, deadline)
+                for spec, answer in zip(specs, answers, strict=True)
+            )
+        )
+        return {spec.session_id: result for spec, result in zip(specs, results, strict=True)}
+
+    async def _begin(
+        self, server: str, specs: Sequence[SandboxSpec], places: dict[str, str]
+    ) -> tuple[str, Sequence[Mapping[str, Any]]]:
+        """Ask for starts; (the server that took them, its answers).
+
+        A server that refuses the connection has taken nothing: another one is asked, if there is
+        one. Where the connection broke the same server is asked again: the session ids make the
+        starts idempotent. `places` learns where the sandboxes may be.
+        """
+        hold = min([HOLD_SECONDS, self._start_seconds, *(s.lease_seconds or 60 for s in specs)])
+        body = {"starts": [_start_body(spec) for spec in specs], "hold_seconds": hold / 2}
+        deadline = time.monotonic() + min(RESTART_SECONDS, self._start_seconds)
+        tried: set[str] = set()
+        while True:
+            places.update((spec.session_id, server) for spec in specs)
+            try:
+                answers = await self._wire.control("POST", f"{server}/start_batch", json=body)
+            except InfraError as error:
+                if not lost(error) or time.monotonic() > deadline:
+                    raise
+                if refused(error):
+                    self._nodes.lost(server)
+                    tried.add(server)
+            else:
+                for answer in answers:
+                    self._hold(server, answer)
+                return server, answers
+            other = await self._nodes.choose(without=tried)
+            if other is None:
+                tried.clear()  # it may be started again meanwhile
+            if other is None or server not in tried:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                server = other
+
+    async def _ready(
+        self,
+        server: str,
+        spec: SandboxSpec,
+        answer: Mapping[str, Any],
+        places: dict[str, str],
+        deadline: float,
+    ) -> Sandbox | SkiffError:
+        """Wait while the server says `pending`."""
+        try:
+            while answer["pod_status"] == "pending":
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return InfraError(
+                        f"was not ready within {self._start_seconds:g} s",
+                        where=f"sandbox of image {spec.image}",
+                        remedy="raise runtime.max_sandboxes or runtime.start_seconds",
+                    )
+                try:
+                    answer = await self._wire.session(
+                        server, spec.session_id, min(HOLD_SECONDS, left)
+                    )
+                except InfraError as error:
+                    if not lost(error):
+                        raise
+                    server, [answer] = await self._begin(server, [spec], places)
+        except SkiffError as error:
+            return error
+        if answer["pod_status"] != "ready":
+            return _start_error(spec.image, answer)
+        return Sandbox(self._wire, self._leases, server, answer)
+
+    def _hold(self, server: str, answer: Mapping[str, Any]) -> None:
+        if answer["lease_seconds"] is not None:
+            self._leases.hold(server, answer["runtime_id"], answer["lease_seconds"])
+
+    async def _abandon(self, places: Mapping[str, str]) -> None:
+        """Stop what failed or cancelled starts may have left."""
+
+        async def stop(session_id: str, server: str) -> None:
+            with contextlib.suppress(InfraError, ConfigError):
+                answer = await self._wire.session(server, session_id)
+                self._leases.drop(answer["runtime_id"])
+                body = {"runtime_id": answer["runtime_id"]}
+                await self._wire.control("POST", f"{server}/stop", json=body)
+
+        await asyncio.gather(*(stop(*place) for place in places.items()))
 
 
 class Sandbox:
-    """A running sandbox; made by `RuntimeClient.start`. Its calls run one at a time."""
+    """A running sandbox; made by `RuntimeClient`. Its calls run one at a time."""
 
-    def __init__(self, client: RuntimeClient, server: str, answer: Mapping[str, Any]) -> None:
-        self._client = client
+    def __init__(self, wire: Wire, leases: Leases, server: str, answer: Mapping[str, Any]) -> None:
+        self._wire = wire
+        self._leases = leases
         self._server = server
         self.runtime_id: str = answer["runtime_id"]
         self._url: str = answer["url"]
@@ -310,13 +400,13 @@ class Sandbox:
             return CommandResult(
                 exit_code=CANNOT_EXECUTE,
                 stdout=b"",
-                stderr=_detail(answer).encode(),
+                stderr=detail(answer).encode(),
                 timed_out=False,
                 truncated=False,
                 seconds=0,
             )
         if answer.is_error:
-            raise InfraError(_detail(answer), where=self._where)
+            raise InfraError(detail(answer), where=self._where)
         found = answer.json()
         return CommandResult(
             exit_code=found["exit_code"],
@@ -339,32 +429,78 @@ class Sandbox:
         answer = await self._call("PUT", "/skiff/file", FILE_SECONDS, params=params, content=data)
         self._check_file(answer, path)
 
+    async def pause(self) -> None:
+        """Stop its processes where they stand; until `resume`, calls raise InfraError."""
+        await self._turn("pause", PAUSE_SECONDS)
+
+    async def resume(self) -> None:
+        """Let its processes go on; url and key are the same."""
+        await self._turn("resume", PAUSE_SECONDS)
+
+    async def snapshot(self, image: str) -> None:
+        """Keep its files as an image from which other sandboxes can be started, on this node.
+
+        `image` is below localhost/ or the server's registry prefix.
+        """
+        await self._turn("snapshot", SNAPSHOT_SECONDS, image=image)
+
     async def stop(self) -> None:
         """End the sandbox. Never raises: what can't be told now, the server finds out as idle."""
-        await self._client.stop(self._server, self.runtime_id)
+        self._leases.drop(self.runtime_id)
+        with contextlib.suppress(InfraError, ConfigError):
+            body = {"runtime_id": self.runtime_id}
+            await self._wire.control("POST", f"{self._server}/stop", json=body)
 
     @property
     def _where(self) -> str:
         return f"sandbox {self.session_id} ({self.image})"
 
+    async def _turn(self, call: str, timeout: float, **content: str) -> None:
+        """One call about the sandbox as a whole, at its server."""
+        body = {"runtime_id": self.runtime_id, **content}
+        try:
+            await self._wire.control("POST", f"{self._server}/{call}", timeout=timeout, json=body)
+        except InfraError as error:
+            raise InfraError(error.what, where=self._where) from error
+
     async def _call(self, method: str, path: str, timeout: float, **content: Any) -> httpx.Response:
         """One call of the sandbox's port. Raises InfraError, with the server's reason if any."""
         try:
-            answer = await self._client.send(
-                method, self._url + path, headers=self._headers, timeout=timeout, **content
+            answer = await self._wire.send(
+                method, self._url + path, timeout, headers=self._headers, **content
             )
         except InfraError as error:
-            reason = await self._client.why_ended(self._server, self.session_id)
+            reason = await self._wire.why_ended(self._server, self.session_id)
             raise InfraError(reason or error.what, where=self._where) from error
         if answer.status_code in (401, 502):
-            raise InfraError(_detail(answer), where=self._where)
+            raise InfraError(detail(answer), where=self._where)
         return answer
 
     def _check_file(self, answer: httpx.Response, path: str) -> None:
         if answer.status_code == 404:
             raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
         if answer.is_error:
-            raise OSError(errno.EIO, _detail(answer), path)
+            raise OSError(errno.EIO, detail(answer), path)
+
+
+def _start_body(spec: SandboxSpec) -> dict[str, Any]:
+    return {
+        "image": spec.image,
+        "session_id": spec.session_id,
+        "working_dir": spec.workdir,
+        "environment": dict(spec.env),
+        "resources": {
+            "memory_mib": spec.memory_mib,
+            "cpus": spec.cpus,
+            "pids": spec.pids,
+            "disk_mib": spec.disk_mib,
+            "output_bytes": spec.output_bytes,
+            "network": spec.network,
+        },
+        "lifetime_seconds": spec.lifetime_seconds,
+        "idle_seconds": spec.idle_seconds,
+        "lease_seconds": spec.lease_seconds,
+    }
 
 
 def _start_error(image: str, answer: Mapping[str, Any]) -> TaskError | InfraError:
@@ -378,14 +514,3 @@ def _start_error(image: str, answer: Mapping[str, Any]) -> TaskError | InfraErro
         f"the sandbox did not start: {answer.get('pod_logs') or answer['status']}",
         where=f"sandbox of image {image}",
     )
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        body = answer.json()
-    except ValueError:
-        return answer.text
-    detail = body.get("infra_error") or body.get("detail")
-    if isinstance(detail, list):  # of a request that does not validate
-        return "; ".join(fault["msg"] for fault in detail)
-    return str(detail)
