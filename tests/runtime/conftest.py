@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from skiff.apptainer import apptainer_root, build_sif
 from skiff.config import Config
 from skiff.podman import build, check_podman, image_exists, import_rootfs
 from skiff.runtime.podman_backend import LABEL
@@ -69,6 +72,52 @@ def plain_image(debian_image: str, tmp_path_factory: pytest.TempPathFactory) -> 
 def images(debian_image: str, busybox_image: str, plain_image: str) -> Images:
     """The images by name."""
     return {"debian": debian_image, "busybox": busybox_image, "plain": plain_image}
+
+
+@pytest.fixture(params=["podman", "apptainer"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """A kind of back end, as `runtime.backend` names it."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="session")
+def images_of(images: Images) -> Callable[[str], Images]:
+    """`images_of(kind)`: the images as a kind of back end names them; Apptainer's are made of
+    podman's (one SIF, two root folders)."""
+
+    def named(kind: str) -> Images:
+        if kind == "podman":
+            return images
+        folder = apptainer_root() / "test-images"
+        folder.mkdir(mode=0o755, exist_ok=True)
+        return {key: _for_apptainer(folder, name, key == "busybox") for key, name in images.items()}
+
+    return named
+
+
+def _for_apptainer(folder: Path, image: str, as_sif: bool) -> str:
+    """Make the image of podman's store one of Apptainer's, once; its path."""
+    digest = check_podman(["image", "inspect", "--format", "{{.Id}}", image]).decode().strip()[:12]
+    target = folder / (f"{digest}.sif" if as_sif else digest)
+    if target.exists():
+        return str(target)
+    if as_sif:
+        archive = folder / f"{digest}.tar"
+        check_podman(["save", "--format=docker-archive", f"--output={archive}", image])
+        archive.chmod(0o644)
+        build_sif(f"docker-archive:{archive}", target)
+        archive.unlink()
+        return str(target)
+    half = folder / f"{digest}.{os.getpid()}"
+    half.mkdir()
+    name = f"skiff-export-{uuid.uuid4().hex}"
+    check_podman(["create", f"--name={name}", image, "sh"])
+    content = check_podman(["export", name])
+    check_podman(["rm", name])
+    subprocess.run(["tar", "-x", "-C", half], input=content, check=True)
+    half.rename(target)
+    return str(target)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -24,7 +23,7 @@ from typing import Any, cast
 import psutil
 import pytest
 import pytest_asyncio
-from skiff.apptainer import apptainer_root, build_sif
+from skiff.apptainer import apptainer_root
 from skiff.errors import InfraError
 from skiff.podman import check_podman
 from skiff.runtime.apptainer_backend import ApptainerBackend
@@ -89,42 +88,18 @@ class Engine:
 
 
 @pytest.fixture(scope="module", params=["podman", "apptainer"])
-def engine(request: pytest.FixtureRequest, images: dict[str, str]) -> Engine:
-    if request.param == "podman":
-        return Engine("podman", images, PodmanBackend, _podman_left)
-    folder = apptainer_root() / "test-images"
-    folder.mkdir(mode=0o755, exist_ok=True)
-    names = {key: _for_apptainer(folder, name, key == "busybox") for key, name in images.items()}
+def engine(request: pytest.FixtureRequest) -> Engine:
+    kind = request.param
+    images: dict[str, str] = request.getfixturevalue("images_of")(kind)
+    if kind == "podman":
+        return Engine(kind, images, PodmanBackend, _podman_left)
+    folder = Path(images["busybox"]).parent
     return Engine(
-        "apptainer",
-        names,
+        kind,
+        images,
         lambda server_id: ApptainerBackend(server_id, apptainer_root(), folder),
         _apptainer_left,
     )
-
-
-def _for_apptainer(folder: Path, image: str, as_sif: bool) -> str:
-    """Make the image of podman's store one of Apptainer's, once; its path."""
-    digest = check_podman(["image", "inspect", "--format", "{{.Id}}", image]).decode().strip()[:12]
-    target = folder / (f"{digest}.sif" if as_sif else digest)
-    if target.exists():
-        return str(target)
-    if as_sif:
-        archive = folder / f"{digest}.tar"
-        check_podman(["save", "--format=docker-archive", f"--output={archive}", image])
-        archive.chmod(0o644)
-        build_sif(f"docker-archive:{archive}", target)
-        archive.unlink()
-        return str(target)
-    half = folder / f"{digest}.{os.getpid()}"
-    half.mkdir()
-    name = f"skiff-export-{uuid.uuid4().hex}"
-    check_podman(["create", f"--name={name}", image, "sh"])
-    content = check_podman(["export", name])
-    check_podman(["rm", name])
-    subprocess.run(["tar", "-x", "-C", half], input=content, check=True)
-    half.rename(target)
-    return str(target)
 
 
 def _podman_left(server_id: str) -> list[str]:
