@@ -292,6 +292,8 @@ def _images_pull(parsed: argparse.Namespace, console: Console) -> int:
         max_bytes=_bytes(parsed.max_gib),
     )
     names = [*_images_of(parsed.source), *parsed.image]
+    if not names:
+        raise ConfigError("names no image", remedy="give a profile, a task spec or --image NAME")
     outcomes = pull_with_progress(puller, names, console)
     return 3 if any(outcome.error for outcome in outcomes) else 0
 

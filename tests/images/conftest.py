@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
-import shutil
+import subprocess
 import tarfile
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from skiff.podman import podman_root, podman_run_dir, run_podman
+from skiff.podman import end_pause_process, podman_root, podman_run_dir, run_podman
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -37,8 +38,9 @@ def podman_store() -> Iterator[Path]:
         yield podman_root()
         run_podman(["rm", "--all", "--force", "--time=0"])
         run_podman(["image", "rm", "--all", "--force"])
-        shutil.rmtree(podman_run_dir())
-        shutil.rmtree(root)
+        end_pause_process()
+        remove = [] if os.getuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
+        subprocess.run([*remove, "rm", "-rf", root, podman_run_dir()], check=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from skiff import cli
-from skiff.apptainer import build_sif, own, unpack_sif
+from skiff.apptainer import build_sif, own, run_mapped, unpack_sif
 from skiff.errors import ImageError, InfraError
 from skiff.image_use import LEASE_SECONDS, mark_used, sif_path
 from skiff.images.archive import detect
@@ -73,7 +74,9 @@ def who(sif: Path) -> str:
         folder.chmod(0o755)
         own(folder)
         unpack_sif(sif, folder / "root")
-        return (folder / "root" / "etc" / "who").read_text()
+        said = (folder / "root" / "etc" / "who").read_text()
+        run_mapped(["rm", "-rf", "root"], cwd=folder)  # an ordinary user does not own all of it
+        return said
 
 
 def tar(root: Path) -> Path:
@@ -218,6 +221,26 @@ def test_an_image_in_use_stays(cache: Path) -> None:
         "docker.io__user__b:latest.sif",
         "docker.io__user__b:latest.sif.json",
     }
+
+
+def test_a_folder_that_cannot_be_made(cache: Path) -> None:
+    (cache / "file").touch()
+    with pytest.raises(InfraError, match="cannot be made"):
+        SifStore(cache / "file" / "folder")
+
+
+def test_a_full_disk_fails_one_image_and_not_the_pull(cache: Path) -> None:
+    def build(source: str, target: Path) -> None:
+        if "large" in source:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        target.write_text(source)
+
+    failed, good = sorted(
+        Puller(SifStore(cache, build=build)).pull(["user/large", "user/small"]),
+        key=lambda outcome: outcome.pulled,
+    )
+    assert "No space left" in failed.error
+    assert good.pulled
 
 
 def test_a_damaged_sidecar_is_one_error(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

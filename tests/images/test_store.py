@@ -157,6 +157,7 @@ def test_list_and_prune(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["pull"], "names no image"),
         (["prune"], "give --older-than, --max-gib or both"),
         (["import", "{tmp}/none", "localhost/x:1"], "No such file"),
         (["pull", "{tmp}/none.toml"], "no such profile"),

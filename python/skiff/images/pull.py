@@ -89,7 +89,7 @@ class Puller:
                 if find(self.store, name) is not None:
                     return Outcome(name, False)
                 self._attempt(name, check, end)
-        except SkiffError as error:
+        except (SkiffError, OSError) as error:  # OSError: the disk is full, or not ours
             return Outcome(name, False, str(error))
         return Outcome(name, True)
 

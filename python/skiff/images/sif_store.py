@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from skiff.apptainer import build_sif
-from skiff.errors import ImageError
+from skiff.errors import ImageError, InfraError
 from skiff.files import write_atomic
 from skiff.image_use import LEASE_SECONDS, forget, full_name, last_used, mark_used, sif_path
 from skiff.images.archive import Archive, Kind, detect
@@ -47,7 +47,10 @@ class SifStore:
     def __init__(self, folder: Path, *, build: Build = build_sif) -> None:
         self._folder = folder.absolute()
         self._build = build
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InfraError(f"cannot be made: {error.strerror}", where=str(folder)) from error
 
     @property
     def folder(self) -> Path:
