@@ -95,8 +95,7 @@ def _health(sandboxes: Sandboxes) -> APIRouter:
     @router.get("/ready", operation_id="ready")
     async def health() -> HealthAnswer:
         counts = sandboxes.counts()
-        free = counts["free"] - counts[State.QUEUED]
-        return HealthAnswer(status="ok", sandboxes=counts, free=free)
+        return HealthAnswer(status="ok", sandboxes=counts, free=counts["free"])
 
     return router
 
