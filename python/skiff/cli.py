@@ -144,7 +144,9 @@ def _image_commands(parser: argparse.ArgumentParser) -> None:
         "--older-than", type=_duration, metavar="AGE", help="not used for 7d, 12h or 30m"
     )
     prune.add_argument(
-        "--local", action="store_true", help="also images that cannot be pulled: localhost/..."
+        "--local",
+        action="store_true",
+        help="also what cannot be pulled again (localhost/...)",
     )
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     prune.set_defaults(call=_images_prune)

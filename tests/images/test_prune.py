@@ -94,8 +94,9 @@ def test_age() -> None:
 
 
 def test_what_was_built_here_goes_only_when_asked() -> None:
-    images = [image("localhost/a:1"), image("docker.io/a/b:1")]
-    assert candidates(images) == [images[1]]
+    nameless = replace(image("none"), names=())
+    images = [image("localhost/a:1"), nameless, image("docker.io/a/b:1")]
+    assert candidates(images) == [images[2]]
     assert candidates(images, local=True) == images
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,29 @@ def test_the_least_recently_used_makes_room(registry: Any) -> None:
     assert old not in held()
     assert {used, newer, wanted, final} <= held()
     check_podman(["rm", "user"])
+
+
+def test_room_is_made_while_others_look_and_pull(registry: Any) -> None:
+    names = [registry.add(f"busy/{number}", kib=512) for number in range(12)]
+    assert all(outcome.pulled for outcome in puller().pull(names[:6]))
+    end = threading.Event()
+
+    def look() -> int:
+        looks = 0
+        while not end.is_set():
+            PodmanStore().images()
+            looks += 1
+        return looks
+
+    before, limit = held(), PodmanStore().used_bytes() - MIB
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(look) for _ in range(2)]
+        outcomes = puller(concurrency=6, max_bytes=limit).pull(names[6:])
+        end.set()
+        assert all(future.result() for future in watching)
+    assert [outcome.error for outcome in outcomes] == [""] * 6
+    assert set(names[6:]) <= held()
+    assert not before <= held()
 
 
 def test_the_limit_ends_a_pull_half_way(registry: Any) -> None:

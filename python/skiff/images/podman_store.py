@@ -29,6 +29,8 @@ _PERMANENT = re.compile(
     r"|x509|tls: first record|unsupported",
     re.IGNORECASE,
 )
+_GONE = re.compile("image not known|no such (container|image)|layer not known", re.IGNORECASE)
+LIST_ATTEMPTS = 10
 _IN_USE = ("image is in use", "image used by")
 
 
@@ -44,7 +46,9 @@ class PodmanStore:
         return podman_root()
 
     def images(self) -> list[StoredImage]:
-        rows = {row["Id"]: row for row in _json(["images", "--format", "json"])}  # one per name
+        # One row per name. An image without digest and names is just being stored.
+        found = _json(["images", "--format", "json"])
+        rows = {row["Id"]: row for row in found if row.get("Digest")}
         containers = _json(["ps", "--all", "--format", "json"])
         counts = Counter(str(container["ImageID"]) for container in containers)
         return [self._image(row, counts[key]) for key, row in rows.items()]
@@ -151,8 +155,15 @@ def _import_folder(folder: Path, name: str) -> None:
 
 
 def _json(arguments: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(check_podman(arguments, timeout=120))
-    return found
+    """What podman lists; asked again when an image or a container went while it looked."""
+    for _ in range(LIST_ATTEMPTS):
+        done = run_podman(arguments, timeout=120)
+        if done.returncode == 0:
+            found: list[dict[str, Any]] = json.loads(done.stdout)
+            return found
+        if not _GONE.search(_last_line(done)):
+            break
+    raise InfraError(_last_line(done), where=f"podman {arguments[0]}")
 
 
 def _last_line(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -42,7 +42,9 @@ class StoredImage:
 
     @property
     def local(self) -> bool:
-        return any(name.startswith(LOCAL) for name in self.names)
+        """Whether it cannot be pulled again: it was built here or has no name. podman names an
+        image last, so that one without a name may just be on its way."""
+        return not self.names or any(name.startswith(LOCAL) for name in self.names)
 
     def is_called(self, name: str) -> bool:
         """Whether a sandbox of the image `name` would be made of this one."""
