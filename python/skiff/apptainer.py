@@ -215,13 +215,14 @@ def check_overlay(folder: Path) -> None:
         probe = Path(name)
         own(probe)
         script = (
-            "mkdir lower lower/d upper work merged && mount -t overlay "
+            'cd -- "$1" && mkdir lower lower/d upper work merged && mount -t overlay '
             "-o userxattr,lowerdir=lower,upperdir=upper,workdir=work overlay merged && "
             # What fails where extended attributes do: a folder in the place of a removed one.
             "rmdir merged/d && mkdir merged/d"
         )
-        done = run_mapped(["unshare", "--mount", "sh", "-c", script], cwd=probe, timeout=60)
-        run_mapped(["sh", "-c", "rm -rf -- *"], cwd=probe, timeout=60)
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", str(probe)]
+        done = run_mapped(command, timeout=60)
+        check_mapped(["find", ".", "-mindepth", "1", "-delete"], cwd=probe, timeout=60)
     if done.returncode != 0:
         raise InfraError(
             f"no overlay can be mounted there: {done.stderr.decode(errors='replace').strip()}",
@@ -242,7 +243,7 @@ def _build(source: str, target: Path, options: list[str]) -> None:
             made.chmod(made.stat().st_mode | stat.S_IWUSR)  # else the folder / may not be moved
             made.rename(target)
         finally:
-            run_mapped(["sh", "-c", "chmod -R u+rwX .; rm -rf -- * .[!.]*"], cwd=scratch)
+            check_mapped(["find", ".", "-mindepth", "1", "-delete"], cwd=scratch)
 
 
 def _run_mapped(
@@ -287,7 +288,7 @@ def _start(
     other = ids.root if ids.root != os.getuid() else None
     try:
         process = subprocess.Popen(
-            ["unshare", "--user", "sh", "-c", _WAIT, "sh", *command],
+            [*_unshare(ids), *command],
             env=dict(os.environ if environment is None else environment),
             cwd=cwd,
             stdin=stdin,
@@ -300,6 +301,8 @@ def _start(
         )
     except OSError as error:  # no unshare, or no such id in the namespace that we are in
         raise InfraError(str(error), where="unshare --user") from error
+    if ids.single:
+        return process
     state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     if state is None or state.si_code != os.CLD_STOPPED:
         process.communicate()
@@ -319,34 +322,37 @@ def _start(
     return process
 
 
+def _unshare(ids: IdMap) -> list[str]:
+    """What makes the namespace. One id it can map itself, and where no_new_privs is set (inside
+    another image) it must: capabilities that a later mapping would give are then withheld."""
+    if ids.single:
+        return ["unshare", "--map-root-user"]
+    return ["unshare", "--user", "sh", "-c", _WAIT, "sh"]
+
+
 def _map(pid: int, ids: IdMap) -> None:
     """Write the id maps of a new user namespace."""
-    folder = Path("/proc", str(pid))
-    if ids.single:
-        (folder / "setgroups").write_text("deny")
-        (folder / "uid_map").write_text(f"0 {os.getuid()} 1\n")
-        (folder / "gid_map").write_text(f"0 {os.getgid()} 1\n")
-    elif ids.root == ids.first:
+    if ids.root == ids.first:
         for name in ("uid_map", "gid_map"):
-            (folder / name).write_text(f"0 {ids.root} {ids.count}\n")
-    else:
-        for program, own_id in (("newuidmap", os.getuid()), ("newgidmap", os.getgid())):
-            rest = ["1", str(ids.first), str(ids.count - 1)]
-            done = subprocess.run(
-                [program, str(pid), "0", str(own_id), "1", *rest],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise InfraError(done.stderr.strip(), where=program)
+            Path("/proc", str(pid), name).write_text(f"0 {ids.root} {ids.count}\n")
+        return
+    for program, own_id in (("newuidmap", os.getuid()), ("newgidmap", os.getgid())):
+        rest = ["1", str(ids.first), str(ids.count - 1)]
+        done = subprocess.run(
+            [program, str(pid), "0", str(own_id), "1", *rest],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise InfraError(done.stderr.strip(), where=program)
 
 
 def _candidates() -> list[IdMap]:
     """What to try, best first."""
     user = os.getuid()
-    found = [IdMap(root=user, first=0, count=1)]
+    found = [IdMap(root=user, first=user, count=1)]
     granted = _granted()
     if user == 0:
         start, count = granted or ROOT_IDS

@@ -213,13 +213,13 @@ class ApptainerBackend:
 
     server_id  only sandboxes of this id are swept
     state      folder on a local disk, see `skiff.apptainer.apptainer_root`; servers may share it
-    images     folder of SIFs and root folders that images are named by
+    images     folder of SIFs and root folders that images are named by; may be shared by nodes
     """
 
     def __init__(self, server_id: str, state: Path, images: Path) -> None:
         self._state = state
         self._sandboxes = state / "sandboxes" / server_id
-        self._roots = RootFolders(state / "images", images)
+        self._roots = RootFolders(state / "roots", images)
         self._containers: set[ApptainerContainer] = set()
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -258,13 +258,16 @@ class ApptainerBackend:
 
     async def snapshot(self, container: Container, name: str) -> None:
         if not isinstance(container, ApptainerContainer):
-            raise InfraError("is not a sandbox of this back end", where=name)
+            raise TypeError(f"{container} is not of this back end")
         target = self._roots.snapshot(name)
-        await container.pause()
+        stood = container.session.paused
+        if not stood:
+            await container.pause()
         try:
             await asyncio.to_thread(keep_snapshot, container.lower, container.upper, target)
         finally:
-            await container.resume()
+            if not stood:
+                await container.resume()
 
     async def close(self) -> None:
         if self._watchdog is not None:
@@ -275,9 +278,10 @@ class ApptainerBackend:
 
     def _prepare(self) -> None:
         find_apptainer()
-        for folder in (self._state / "images", self._sandboxes):
+        for folder in (self._state / "roots", self._sandboxes):
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         check_overlay(self._state)
+        self._roots.sweep()
 
     async def _sweep(self, known: Collection[str]) -> None:
         """Remove our sandboxes but the known ones."""

@@ -7,18 +7,20 @@ root of our user namespaces.
 An image is a SIF or a root folder: a path, or a name that stands for a file of the SIF cache (see
 `skiff.image_use`) or for a folder in it. Snapshots are folders here, found by their name only.
 
-Not covered: removal of what is not used any more; device files of an image.
+When the disk is nearly full, those go that were not used for the longest time and of which no
+sandbox is left. Not covered: device files of an image; removal of snapshots.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
+import logging
 import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,9 @@ from skiff.image_use import file_name, full_name, sif_path
 from skiff.runtime.backend import ImageInfo, ImageNotFoundError
 
 UNPACK_SECONDS = 1800.0
+FREE_SHARE = 0.1  # of the disk, that is made free before an image is unpacked
+REST_SECONDS = 600.0  # what was used since then stays: a sandbox may be about to start from it
+_SNAPSHOT, _USED, _SCRATCH = ".snapshot", ".used", ".unpack-"
 # A namespace can make no device files; the kernel's own folders come from elsewhere.
 _TAR = ("tar", "--numeric-owner", "--exclude=./dev/*", "--exclude=./proc/*", "--exclude=./sys/*")
 # Apptainer mounts on these and cannot make them. $1: the root folder.
@@ -35,6 +40,8 @@ _COMPLETE = 'chmod u+rwx -- "$1" && cd -- "$1" && mkdir -p dev etc proc tmp'
 # $1 and $2: lower and upper folder of a sandbox.
 _MERGE = """mkdir merged root &&
 mount -t overlay -o "ro,userxattr,lowerdir=$2:$1" overlay merged && cp -a merged/. root/"""
+
+log = logging.getLogger("skiff.runtime")
 
 
 class RootFolders:
@@ -54,7 +61,9 @@ class RootFolders:
         found = source.stat()
         folder = self._store / _key(f"{source}:{found.st_size}:{found.st_mtime_ns}", source.name)
         async with self._locks.setdefault(folder.name, asyncio.Lock()):
+            folder.with_name(folder.name + _USED).touch()
             if not folder.exists():
+                await asyncio.to_thread(self._make_room)
                 await asyncio.to_thread(_unpack, source, folder)
         return folder
 
@@ -71,7 +80,33 @@ class RootFolders:
 
     def snapshot(self, name: str) -> Path:
         """Where the snapshot of that name is or will be."""
-        return self._store / _key(f"snapshot:{name}", name)
+        return self._store / (_key(name, name) + _SNAPSHOT)
+
+    def sweep(self) -> None:
+        """Remove what killed servers have left half done."""
+        for folder in self._store.glob(f"{_SCRATCH}*"):
+            pid = folder.name.removeprefix(_SCRATCH).partition("-")[0]
+            if not Path("/proc", pid).exists():
+                _remove(folder)
+
+    def _make_room(self) -> None:
+        """Remove unused root folders while less than FREE_SHARE of the disk is free."""
+        marks = sorted(self._store.glob(f"*{_USED}"), key=lambda mark: mark.stat().st_mtime)
+        for mark in marks:
+            free = os.statvfs(self._store)
+            if free.f_bavail >= FREE_SHARE * free.f_blocks:
+                return
+            folder = mark.with_name(mark.name.removesuffix(_USED))
+            in_use = {link.resolve() for link in self._store.parent.glob("sandboxes/*/*/image")}
+            rested = time.time() - mark.stat().st_mtime > REST_SECONDS
+            if folder in in_use or not rested or not folder.exists():
+                continue
+            log.info("removing the unpacked image %s: the disk is nearly full", folder.name)
+            # At one stroke, so that nobody takes it for whole.
+            scratch = _scratch(self._store)
+            folder.rename(scratch / "root")
+            mark.unlink()
+            _remove(scratch)
 
     def _source(self, name: str) -> Path:
         choices = [sif_path(self._sources, name), self._sources / file_name(full_name(name))]
@@ -112,16 +147,30 @@ def _unpack(source: Path, target: Path) -> None:
 
 def _make(target: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder `target` whole or not at all: `fill` makes `root` in a scratch folder."""
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as name:
-        scratch = Path(name)
-        own(scratch)
+    scratch = _scratch(target.parent)
+    try:
+        fill(scratch)
+        check_mapped(["sh", "-c", _COMPLETE, "sh", "root"], cwd=scratch)
         try:
-            fill(scratch)
-            check_mapped(["sh", "-c", _COMPLETE, "sh", "root"], cwd=scratch)
-            with contextlib.suppress(FileExistsError):  # another server was quicker
-                (scratch / "root").rename(target)
-        finally:
-            check_mapped(["rm", "-rf", "root", "merged"], cwd=scratch)
+            (scratch / "root").rename(target)
+        except OSError:
+            if not target.exists():  # else another server was quicker
+                raise
+    finally:
+        _remove(scratch)
+
+
+def _scratch(store: Path) -> Path:
+    """A new folder that the namespace's root can fill, known as ours by its name."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-", dir=store))
+    own(folder)
+    return folder
+
+
+def _remove(scratch: Path) -> None:
+    """Remove a scratch folder, whatever ids own what is in it."""
+    check_mapped(["find", ".", "-mindepth", "1", "-delete"], cwd=scratch)
+    scratch.rmdir()
 
 
 def _copy(source: Path, scratch: Path) -> None:
