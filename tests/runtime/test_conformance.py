@@ -36,6 +36,7 @@ from skiff.runtime.backend import (
     Limits,
 )
 from skiff.runtime.podman_backend import LABEL, PodmanBackend
+from skiff.runtime.rootfs import RootFolders
 from skiff.runtime.watchdog import Watched
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -79,12 +80,13 @@ EARLIER_SERVER = """
 @dataclass(frozen=True)
 class Engine:
     """One kind of back end. `images` are names it knows; `left` lists what is still there of a
-    server: containers, processes and folders."""
+    server: containers, processes and folders. `forget` removes an image."""
 
     kind: str
     images: dict[str, str]
     make: Callable[[str], Backend]
     left: Callable[[str], list[str]]
+    forget: Callable[[str], None]
 
 
 @pytest.fixture(scope="module", params=["podman", "apptainer"])
@@ -92,19 +94,30 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     kind = request.param
     images: dict[str, str] = request.getfixturevalue("images_of")(kind)
     if kind == "podman":
-        return Engine(kind, images, PodmanBackend, _podman_left)
+        return Engine(kind, images, PodmanBackend, _podman_left, _podman_forget)
     folder = Path(images["busybox"]).parent
     return Engine(
         kind,
         images,
         lambda server_id: ApptainerBackend(server_id, apptainer_root(), folder),
         _apptainer_left,
+        _apptainer_forget,
     )
 
 
 def _podman_left(server_id: str) -> list[str]:
     found = check_podman(["ps", "--all", "--quiet", "--filter", f"label={LABEL}={server_id}"])
     return found.decode().split()
+
+
+def _podman_forget(image: str) -> None:
+    check_podman(["rmi", "--force", image])
+
+
+def _apptainer_forget(image: str) -> None:
+    snapshot = RootFolders(apptainer_root() / "roots", Path("/none")).snapshot(image)
+    check_mapped(["find", ".", "-mindepth", "1", "-delete"], cwd=snapshot)
+    snapshot.rmdir()
 
 
 def _apptainer_left(server_id: str) -> list[str]:
@@ -374,7 +387,7 @@ async def test_image(backend: Backend, engine: Engine) -> None:
     assert 1.5e9 < found.created <= time.time()
 
 
-async def test_snapshot(backend: Backend, start: Start) -> None:
+async def test_snapshot(backend: Backend, engine: Engine, start: Start) -> None:
     container = await start("busybox")
     await _run(container, "echo kept >/etc/kept; rm /bin/vi; rm -rf /root; mkdir -m 700 /root")
     name = f"localhost/skiff/test-snapshot:{uuid.uuid4().hex[:8]}"
@@ -385,6 +398,8 @@ async def test_snapshot(backend: Backend, start: Start) -> None:
     assert (await _run(copy, command)).stdout == b"kept\n700\n"
     assert await backend.image(name) is not None
     await copy.remove()
+    engine.forget(name)
+    assert await backend.image(name) is None
 
 
 async def test_build(backend: Backend, engine: Engine, start: Start, tmp_path: Path) -> None:
@@ -395,7 +410,10 @@ async def test_build(backend: Backend, engine: Engine, start: Start, tmp_path: P
             await backend.build(tmp_path, name)
         return
     await backend.build(tmp_path, name)
-    assert await _text(await start(name), "ls /built") == "/built\n"
+    container = await start(name)
+    assert await _text(container, "ls /built") == "/built\n"
+    await container.remove()
+    engine.forget(name)
 
 
 async def test_survives_its_server(engine: Engine) -> None:

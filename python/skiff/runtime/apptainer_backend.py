@@ -260,6 +260,8 @@ class ApptainerBackend:
         if not isinstance(container, ApptainerContainer):
             raise TypeError(f"{container} is not of this back end")
         target = self._roots.snapshot(name)
+        if target.exists():  # sandboxes may stand on it
+            raise InfraError("there is a snapshot of that name", where=name)
         stood = container.session.paused
         if not stood:
             await container.pause()
