@@ -122,20 +122,29 @@ def podman_environment() -> dict[str, str]:
 
 
 def run_podman(
-    arguments: Sequence[str], *, stdin: bytes | None = None, timeout: float = 600
+    arguments: Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    timeout: float = 600,
+    begin: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `podman <arguments>` to its end, whatever its exit status. `timeout` in seconds.
+    """Run `podman <arguments>` to its end, whatever its exit status. `timeout` in seconds;
+    `begin` is called in the new process.
 
     Raises InfraError when it is not installed or outlives the timeout.
     """
-    return _run(arguments, podman_environment(), stdin=stdin, timeout=timeout)
+    return _run(arguments, podman_environment(), stdin=stdin, timeout=timeout, begin=begin)
 
 
 def check_podman(
-    arguments: Sequence[str], *, stdin: bytes | None = None, timeout: float = 600
+    arguments: Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    timeout: float = 600,
+    begin: Callable[[], None] | None = None,
 ) -> bytes:
     """Run `podman <arguments>` and return its stdout; InfraError with its words when it fails."""
-    done = run_podman(arguments, stdin=stdin, timeout=timeout)
+    done = run_podman(arguments, stdin=stdin, timeout=timeout, begin=begin)
     if done.returncode != 0:
         raise InfraError(
             f"exit {done.returncode}: {_words(done.stderr)}", where=f"podman {arguments[0]}"
@@ -190,18 +199,26 @@ def import_rootfs(tar: Path, name: str, *, changes: Sequence[str] = ()) -> None:
 
 
 def build(
-    context: Path, name: str, *, build_args: Mapping[str, str] | None = None, network: bool = False
+    context: Path,
+    name: str,
+    *,
+    build_args: Mapping[str, str] | None = None,
+    network: bool = False,
+    cpus: int | None = None,
 ) -> None:
     """Build `name` from the Dockerfile in the folder `context`; RUN has no network unless asked.
 
-    Base images must be in the store already: nothing is pulled.
+    Base images must be in the store already: nothing is pulled. With `cpus` the build keeps to so
+    many of this process's CPUs, at the lowest priority.
     """
     options = [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
     if not network:
         options.append("--network=none")
     options.append("--layers=false")  # one layer, and no nameless image of every step left behind
     check_podman(
-        ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)], timeout=3600
+        ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)],
+        timeout=3600,
+        begin=None if cpus is None else functools.partial(_stand_back, cpus),
     )
 
 
@@ -220,7 +237,12 @@ def end_pause_process() -> None:
 
 
 def _run(
-    arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes | None, timeout: float
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stdin: bytes | None,
+    timeout: float,
+    begin: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
@@ -231,10 +253,17 @@ def _run(
             capture_output=True,
             timeout=timeout,
             check=False,
+            preexec_fn=begin,
         )
     except subprocess.TimeoutExpired as error:
         where = f"podman {' '.join(arguments[:2])}"
         raise InfraError(f"no end after {timeout:g} s", where=where) from error
+
+
+def _stand_back(cpus: int) -> None:
+    """Keep to so many CPUs and yield to everything else; without cgroups, which a user may lack."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cpus:])
+    os.nice(19)
 
 
 def _die_with_parent() -> None:

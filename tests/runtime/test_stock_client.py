@@ -251,6 +251,25 @@ def _context(files: dict[str, str]) -> bytes:
     return packed.getvalue()
 
 
+def test_build_stands_back(runtime_server: Any, debian_image: str) -> None:
+    """One CPU and the lowest priority: the sandboxes come first."""
+    dockerfile = (
+        f"FROM {debian_image}\n"
+        "RUN echo priority $(nice), $(grep Cpus_allowed_list /proc/self/status) >&2; exit 1\n"
+    )
+    with httpx.Client(
+        base_url=runtime_server.url, headers={"X-API-Key": runtime_server.key}, trust_env=False
+    ) as control:
+        begun = control.post(
+            "/build",
+            data={"target_image": "localhost/skiff/test-never:1"},
+            files={"context": ("c", base64.b64encode(_context({"Dockerfile": dockerfile})))},
+        )
+        words = _build_ends(control, begun.json()["build_id"])["error"]
+        last = max(os.sched_getaffinity(0))
+        assert f"priority 19, Cpus_allowed_list: {last}\n" in words
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

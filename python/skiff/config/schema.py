@@ -105,6 +105,7 @@ class Runtime(Section):
         None, description="a sandbox ends when no call and no renewal comes for so long"
     )
     concurrent_builds: Positive = 1
+    build_cpus: Positive = Field(1, description="all that one build may use")
     build_context_mib: Positive = Field(1024, description="most that one build may unpack to")
     registry_prefix: str = Field(
         "localhost/skiff", description="clients may make images below this and below localhost/"

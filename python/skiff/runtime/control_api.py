@@ -29,6 +29,7 @@ from skiff.runtime.control_messages import (
     HealthAnswer,
     ImageAnswer,
     ImageDetails,
+    ImageName,
     LeaseAnswer,
     LeaseBody,
     ListAnswer,
@@ -58,7 +59,7 @@ MIB = 1 << 20
 Answers = dict[int | str, dict[str, Any]]
 UNKNOWN: Answers = {404: {"model": Failed}}
 UNFIT: Answers = {**UNKNOWN, 409: {"model": Failed}}
-FAILED: Answers = {status: {"model": Failed} for status in (401, 413, 422, 502)}
+FAILED: Answers = {status: {"model": Failed} for status in (400, 401, 408, 413, 422, 502)}
 TEXT: Answers = {200: {"content": {"text/plain": {}}}}
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -208,7 +209,7 @@ def _building(sandboxes: Sandboxes, builds: Builds, config: Config) -> APIRouter
         return PrefixAnswer(registry_prefix=config.runtime.registry_prefix)
 
     @router.get("/image_exists")
-    async def image_exists(image: str) -> ImageAnswer:
+    async def image_exists(image: Annotated[ImageName, Query()]) -> ImageAnswer:
         found = await sandboxes.backend.image(image)
         if found is None:
             return ImageAnswer(exists=False, image=None)

@@ -152,10 +152,14 @@ class PodmanContainer:
 
 
 class PodmanBackend:
-    """A `backend.Backend`. `server_id` labels the containers, so that only ours are swept."""
+    """A `backend.Backend`. `server_id` labels the containers, so that only ours are swept.
 
-    def __init__(self, server_id: str) -> None:
+    Builds keep to `build_cpus` CPUs, the others are left to the sandboxes.
+    """
+
+    def __init__(self, server_id: str, *, build_cpus: int = 1) -> None:
         self._server_id = server_id
+        self._build_cpus = build_cpus
         self._service = PodmanService()
         self._controllers: frozenset[str] = frozenset()
         self._containers: set[PodmanContainer] = set()
@@ -210,6 +214,8 @@ class PodmanBackend:
         return container
 
     async def image(self, name: str) -> ImageInfo | None:
+        if name in (".", ".."):
+            return None  # they would lead to another page of podman's API
         answer = await self._service.request("GET", f"/images/{quote(name, safe='')}/json")
         if answer.status_code == 404:
             return None
@@ -220,7 +226,7 @@ class PodmanBackend:
         return ImageInfo(name, size_bytes=found["Size"], created=created.timestamp())
 
     async def build(self, context: Path, name: str) -> None:
-        await asyncio.to_thread(build, context, name)
+        await asyncio.to_thread(build, context, name, cpus=self._build_cpus)
 
     async def snapshot(self, container: Container, name: str) -> None:
         if not isinstance(container, PodmanContainer):

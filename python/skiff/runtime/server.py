@@ -198,7 +198,7 @@ def _backend(config: Config, server_id: str) -> Backend:
     if config.runtime.backend == "apptainer":
         root = apptainer_root()
         return ApptainerBackend(server_id, root, config.runtime.sif_folder or root / "images")
-    return PodmanBackend(server_id)
+    return PodmanBackend(server_id, build_cpus=config.runtime.build_cpus)
 
 
 def _raise_open_files() -> None:
