@@ -23,7 +23,7 @@ from typing import Any, cast
 import psutil
 import pytest
 import pytest_asyncio
-from skiff.apptainer import apptainer_root
+from skiff.apptainer import apptainer_root, check_mapped
 from skiff.errors import InfraError
 from skiff.podman import check_podman
 from skiff.runtime.apptainer_backend import ApptainerBackend
