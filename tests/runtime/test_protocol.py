@@ -92,9 +92,91 @@ async def test_stopped_sandbox(control: httpx.AsyncClient, started: dict[str, An
     await control.post("/stop", json={"runtime_id": fresh["runtime_id"]})
 
 
+async def test_pause_and_resume(control: httpx.AsyncClient, started: dict[str, Any]) -> None:
+    body = {"runtime_id": started["runtime_id"]}
+    for _ in range(2):
+        paused = (await control.post("/pause", json=body)).json()
+        assert (paused["status"], paused["pod_status"]) == ("paused", "not found")
+        assert {**paused, "status": "running", "pod_status": "ready"} == started
+    for _ in range(2):
+        assert (await control.post("/resume", json=body)).json() == started
+    await control.post("/stop", json=body)
+    for call in ("/pause", "/resume"):
+        refused = await control.post(call, json=body)
+        assert refused.status_code == 409
+        assert refused.json()["detail"] == "stopped by its client"
+
+
+async def test_many_at_once(control: httpx.AsyncClient, debian_image: str) -> None:
+    sessions = [uuid.uuid4().hex for _ in range(3)]
+    images = [debian_image, "localhost/skiff/none:1", debian_image]
+    starts = [
+        {"image": image, "session_id": session_id}
+        for image, session_id in zip(images, sessions, strict=True)
+    ]
+    answers = (await control.post("/start_batch", json={"starts": starts})).json()
+    assert [answer["session_id"] for answer in answers] == sessions
+    assert [answer["pod_status"] for answer in answers] == ["ready", "failed", "ready"]
+    found = await control.get("/sessions/batch", params={"ids": ["unknown", *sessions]})
+    assert found.json() == answers
+    ids = [answer["runtime_id"] for answer in answers]
+    lease = await control.post("/lease", json={"runtime_id": ids[0], "runtime_ids": ids[1:]})
+    assert lease.json() == {"renewed": [ids[0], ids[2]], "unknown": [ids[1]]}
+    for runtime_id in ids:
+        await control.post("/stop", json={"runtime_id": runtime_id})
+
+
+async def test_metrics(
+    control: httpx.AsyncClient, port: httpx.AsyncClient, runtime_server: Any
+) -> None:
+    """Counts move with what happens, and name nobody. Prometheus may send the key its own way."""
+
+    async def metrics() -> dict[str, float]:
+        headers = {"Authorization": f"Bearer {runtime_server.key}"}
+        async with httpx.AsyncClient(base_url=runtime_server.url, trust_env=False) as scraper:
+            assert (await scraper.get("/metrics")).status_code == 401
+            assert (await scraper.get("/list", headers=headers)).status_code == 401
+            text = (await scraper.get("/metrics", headers=headers)).text
+        samples = (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+        return {name: float(value) for name, _, value in samples}
+
+    before = await metrics()
+    assert before['skiff_sandboxes{state="ready"}'] >= 1
+    assert before["skiff_places_free"] < before["skiff_places"]
+    await port.post("/skiff/run", json={"command": "exit 3"})
+    body = {"image": "localhost/skiff/none:1", "session_id": uuid.uuid4().hex}
+    await control.post("/start", json=body)
+    after = await metrics()
+    for name in (
+        'skiff_command_seconds_count{end="failed"}',
+        'skiff_start_failures_total{cause="image"}',
+        'skiff_ended_total{cause="image"}',
+    ):
+        assert after[name] == before.get(name, 0) + 1
+    assert after["skiff_start_seconds_count"] >= 1
+    assert body["session_id"] not in str(after)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/sessions/x"), ("GET", "/runtime/x"), ("GET", "/list"), ("POST", "/stop")],
+    [
+        ("GET", "/sessions/x"),
+        ("GET", "/sessions/batch"),
+        ("GET", "/runtime/x"),
+        ("GET", "/list"),
+        ("GET", "/registry_prefix"),
+        ("GET", "/image_exists"),
+        ("GET", "/build_status"),
+        ("GET", "/metrics"),
+        ("POST", "/start"),
+        ("POST", "/start_batch"),
+        ("POST", "/lease"),
+        ("POST", "/pause"),
+        ("POST", "/resume"),
+        ("POST", "/snapshot"),
+        ("POST", "/build"),
+        ("POST", "/stop"),
+    ],
 )
 @pytest.mark.parametrize("key", [None, "", "wrong", "kéy"])
 async def test_control_key(runtime_server: Any, method: str, path: str, key: str | None) -> None:
@@ -144,6 +226,11 @@ async def test_unknown_things(control: httpx.AsyncClient, port: httpx.AsyncClien
     assert (await control.get("/runtime/unknown")).status_code == 404
     assert (await control.post("/stop", json={"runtime_id": "unknown"})).status_code == 404
     assert (await control.post("/start", json={"image": "x"})).status_code == 422
+    assert (await control.get("/build_status", params={"build_id": "x"})).status_code == 404
+    image = {"runtime_id": "unknown", "image": "docker.io/library/debian:1"}
+    assert (await control.post("/snapshot", json=image)).status_code == 422
+    large = {"image": "x", "session_id": "x", "environment": {"A": "b" * 2_000_000}}
+    assert (await control.post("/start", json=large)).status_code == 413
     assert (await port.post("/api/bash/bash_commands/unknown/stop")).status_code == 404
     missing = await port.get("/api/file/download", params={"path": "/no/such"})
     assert missing.status_code == 404

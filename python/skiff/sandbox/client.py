@@ -380,7 +380,7 @@ class Sandbox:
     def __init__(self, wire: Wire, leases: Leases, server: str, answer: Mapping[str, Any]) -> None:
         self._wire = wire
         self._leases = leases
-        self._server = server
+        self.server = server
         self.runtime_id: str = answer["runtime_id"]
         self._url: str = answer["url"]
         self._headers = {"X-Session-API-Key": answer["session_api_key"]}
@@ -449,7 +449,7 @@ class Sandbox:
         self._leases.drop(self.runtime_id)
         with contextlib.suppress(InfraError, ConfigError):
             body = {"runtime_id": self.runtime_id}
-            await self._wire.control("POST", f"{self._server}/stop", json=body)
+            await self._wire.control("POST", f"{self.server}/stop", json=body)
 
     @property
     def _where(self) -> str:
@@ -459,7 +459,7 @@ class Sandbox:
         """One call about the sandbox as a whole, at its server."""
         body = {"runtime_id": self.runtime_id, **content}
         try:
-            await self._wire.control("POST", f"{self._server}/{call}", timeout=timeout, json=body)
+            await self._wire.control("POST", f"{self.server}/{call}", timeout=timeout, json=body)
         except InfraError as error:
             raise InfraError(error.what, where=self._where) from error
 
@@ -470,7 +470,7 @@ class Sandbox:
                 method, self._url + path, timeout, headers=self._headers, **content
             )
         except InfraError as error:
-            reason = await self._wire.why_ended(self._server, self.session_id)
+            reason = await self._wire.why_ended(self.server, self.session_id)
             raise InfraError(reason or error.what, where=self._where) from error
         if answer.status_code in (401, 502):
             raise InfraError(detail(answer), where=self._where)
