@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from skiff.errors import InfraError
 from skiff.podman import check_podman, podman_run_dir
+from skiff.runtime.podman_backend import LABEL
 from skiff.sandbox import RuntimeClient
 
 SECONDS = 60.0
@@ -146,7 +147,7 @@ async def test_shutdown_leaves_nothing(
     assert not any(_alive(pid) for pid in services)
 
 
-async def test_killed_server_is_cleaned_up_by_the_next(
+async def test_orphans_are_removed_but_only_its_own(
     launch_server: Any, sandbox_config: Any, make_spec: Any, busybox_image: str, containers_of: Any
 ) -> None:
     other = "skiff-test-of-another-server"
@@ -156,12 +157,13 @@ async def test_killed_server_is_cleaned_up_by_the_next(
         services = _children(server.process.pid)
         async with client_of(server) as client:
             await client.start(make_spec(busybox_image))
-            await client.start(make_spec(busybox_image))
+        server_id = (server.folder / "runtime" / "server_id").read_text()
+        check_podman(["create", f"--label={LABEL}={server_id}", busybox_image, "sh"])
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
         await becomes(lambda: not any(_alive(pid) for pid in services))
         assert len(containers_of(server.folder)) == 2
         server = launch_server(sandbox_config)
-        assert containers_of(server.folder) == []
+        assert len(containers_of(server.folder)) == 1
         assert check_podman(["ps", "--all", "--quiet", "--filter", f"name={other}"])
         async with client_of(server) as client, client.sandbox(make_spec(busybox_image)) as fresh:
             assert (await fresh.run("echo on", timeout=SECONDS)).text == "on\n"

@@ -63,11 +63,12 @@ class Journal:
     """The entries in the file `path`. Every method raises InfraError when the file is damaged,
     in use by another server, or the disk is full."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self._path = path
         with self._errors():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._database = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
+            self._database = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None)
+            self._database.row_factory = sqlite3.Row
             # In this order: with an exclusive lock the log needs no shared memory.
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -100,7 +101,7 @@ class Journal:
         """All entries, the one that was saved last at the end."""
         with self._errors():
             rows = self._database.execute(_LOAD).fetchall()
-            return [Entry(*row[:-1], json.loads(row[-1])) for row in rows]
+            return [Entry(**{**row, "request": json.loads(row["request"])}) for row in rows]
 
     def close(self) -> None:
         with self._errors():

@@ -36,8 +36,6 @@ REAP_SECONDS = 1.0
 
 log = logging.getLogger("skiff.runtime")
 
-BringUp = Callable[[ContainerRequest], Awaitable[Container]]
-
 
 class State(StrEnum):
     """Where a sandbox is in its life."""
@@ -203,11 +201,11 @@ class Sandboxes:
         await self.backend.open([sandbox.runtime_id for sandbox in living])
         self._places = asyncio.Semaphore(max(self._max, len(living)))
         for sandbox in living:
-            then, sandbox.state = sandbox.state, State.STARTING
-            self._begin(sandbox, self.backend.adopt, then)
+            state, sandbox.state = sandbox.state, State.STARTING
+            self._begin(sandbox, adopted=state)
         for sandbox in found:
             if sandbox.state is State.QUEUED:
-                self._begin(sandbox, self.backend.start)
+                self._begin(sandbox)
         for sandbox in living:
             await sandbox.settled.wait()
         self._reaper = asyncio.create_task(self._reap())
@@ -240,7 +238,7 @@ class Sandboxes:
             self.stop(sandbox, str(error), Failure.INFRA)
             return sandbox
         self._tell(sandbox)
-        self._begin(sandbox, self.backend.start)
+        self._begin(sandbox)
         self._forget_old()
         return sandbox
 
@@ -295,14 +293,14 @@ class Sandboxes:
             self._lives[sandbox].cancel()
 
     def counts(self) -> dict[str, int]:
-        """Living sandboxes by state, how many places there are, and how many of them are free."""
+        """Living sandboxes by state, how many `places` there are, and how many of them are `free`:
+        less than 0 when so many starts wait for one."""
         states = [sandbox.state for sandbox in self._lives]
         living = (State.QUEUED, State.STARTING, State.READY, State.PAUSED)
-        free = max(self._max - len(states), 0)
         return {
             **{str(state): states.count(state) for state in living},
             "places": self._max,
-            "free": free,
+            "free": self._max - len(states),
         }
 
     def _restore(self, entry: Entry) -> None:
@@ -337,16 +335,17 @@ class Sandboxes:
         self._by_session[sandbox.request.session_id] = sandbox
         self._by_runtime[sandbox.runtime_id] = sandbox
 
-    def _begin(self, sandbox: Sandbox, bring_up: BringUp, then: State = State.READY) -> None:
-        life = asyncio.create_task(self._live(sandbox, bring_up, then))
+    def _begin(self, sandbox: Sandbox, *, adopted: State | None = None) -> None:
+        """Begin its life; `adopted`: in which state an earlier server had its container."""
+        life = asyncio.create_task(self._live(sandbox, adopted))
         self._lives[sandbox] = life
         life.add_done_callback(lambda _: self._lives.pop(sandbox))
 
-    async def _live(self, sandbox: Sandbox, bring_up: BringUp, then: State) -> None:
+    async def _live(self, sandbox: Sandbox, adopted: State | None) -> None:
         """One sandbox from its place in the queue to the removal of its container."""
         try:
             async with self._places:
-                await self._bring_up(sandbox, bring_up, then)
+                await self._bring_up(sandbox, adopted)
                 await sandbox.over.wait()
                 if (container := sandbox.container_or_none) is not None:
                     sandbox.container_or_none = None
@@ -354,8 +353,9 @@ class Sandboxes:
         except InfraError as error:
             log.error("%s could not be removed: %s", sandbox.where, error)
 
-    async def _bring_up(self, sandbox: Sandbox, bring_up: BringUp, then: State) -> None:
+    async def _bring_up(self, sandbox: Sandbox, adopted: State | None) -> None:
         request = sandbox.request
+        bring_up = self.backend.adopt if adopted else self.backend.start
         try:
             async with self._starts:
                 if sandbox.state.ended:
@@ -370,7 +370,7 @@ class Sandboxes:
                         lifetime_seconds=request.lifetime_seconds,
                     )
                 )
-                if then is State.PAUSED:
+                if adopted is State.PAUSED:
                     await sandbox.container_or_none.pause()
             if not sandbox.state.ended:
                 await self._ports.open(sandbox)
@@ -381,10 +381,10 @@ class Sandboxes:
         else:
             if not sandbox.state.ended:
                 now = self._clock()
-                if bring_up == self.backend.start:
+                if adopted is None:
                     sandbox.created = now
                 sandbox.last_used = sandbox.renewed = now
-                self._enter(sandbox, then)
+                self._enter(sandbox, adopted or State.READY)
                 sandbox.settled.set()
 
     async def _turn(self, sandbox: Sandbox, turn: Callable[[], Awaitable[None]]) -> None:
