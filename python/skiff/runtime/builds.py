@@ -77,7 +77,8 @@ class Builds:
 
     def open(self) -> None:
         """Remove what an earlier server has left behind."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True, mode=0o700)
 
     async def close(self) -> None:
