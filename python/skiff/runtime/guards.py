@@ -3,7 +3,8 @@
 The head of a request must be whole within HEAD_SECONDS and HEAD_BYTES, else the connection is
 closed. A body must come at SLOWEST_BODY bytes a second after GRACE_SECONDS, else the answer is 408.
 The server's own time, between two reads of a body, does not count. An answer that is given before
-the body has been read ends the connection, so that nothing can drip in afterwards.
+the body has been read waits a moment for the rest and else ends the connection, so that nothing can
+drip in afterwards.
 
 Not covered: clients that read slowly; they hold up nobody but themselves.
 """
@@ -11,6 +12,7 @@ Not covered: clients that read slowly; they hold up nobody but themselves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import h11
@@ -22,6 +24,7 @@ HEAD_SECONDS = 20.0
 HEAD_BYTES = 32 << 10
 GRACE_SECONDS = 20.0
 SLOWEST_BODY = 64 << 10  # bytes a second
+LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
 
 
 class GuardedProtocol(H11Protocol):
@@ -101,9 +104,22 @@ class _Body:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and not self._whole:
-            headers = [*message.get("headers", ()), (b"connection", b"close")]
-            message = {**message, "headers": headers}
+            await self._linger()
+            if not self._whole:
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Drop what still comes of the body, for a moment: closing a connection with unread bytes
+        resets it, and the client may lose the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                left = LINGER_BYTES
+                while not self._whole and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self._whole = not message.get("more_body", False)
 
 
 def capped(receive: Receive, most: int) -> Receive:

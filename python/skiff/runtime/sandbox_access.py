@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from typing import Any
 
-from fastapi import HTTPException
-from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from skiff.runtime.faults import failed
+from skiff.runtime.guards import capped
 from skiff.runtime.sandboxes import Sandbox
 from skiff.runtime.session import FILE_BYTES
 
@@ -37,8 +36,7 @@ class SandboxAccess:
             return
         sandbox = self._find(scope["server"][1])
         if sandbox is None:
-            refusal: ASGIApp = failed(502, "this sandbox has ended", infra=True)
-            await refusal(scope, receive, send)
+            await failed(502, "this sandbox has ended", infra=True)(scope, receive, send)
             return
         scope.setdefault("state", {})["sandbox"] = sandbox
         path = scope["path"]
@@ -49,29 +47,9 @@ class SandboxAccess:
         else:
             most = FILE_BYTES + FORM_BYTES if path in UPLOAD_PATHS else MESSAGE_BYTES
             with sandbox.in_use():
-                await self._app(scope, _capped(receive, most), send)
-
-
-def failed(status: int, detail: Any, *, infra: bool = False) -> JSONResponse:
-    """A `sandbox_messages.Failed`."""
-    return JSONResponse({"detail": detail, "infra_error": str(detail) if infra else None}, status)
+                await self._app(scope, capped(receive, most), send)
 
 
 def _key(scope: Scope) -> bytes:
     wanted = KEY_HEADER.lower().encode()
     return next((value for name, value in scope["headers"] if name == wanted), b"")
-
-
-def _capped(receive: Receive, most: int) -> Receive:
-    """`receive`, raising HTTPException 413 as soon as the body is larger than `most` bytes."""
-    seen = 0
-
-    async def capped() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
-            raise HTTPException(413, f"larger than {most >> 20} MiB")
-        return message
-
-    return capped

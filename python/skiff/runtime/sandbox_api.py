@@ -19,21 +19,19 @@ from typing import Annotated
 from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException as AnyHTTPException
 
 from skiff.errors import InfraError
 from skiff.runtime import action_api, git, spool
+from skiff.runtime.faults import Failed, answer_faults, failed, sendable
 from skiff.runtime.jobs import Job, TooManyJobsError
-from skiff.runtime.sandbox_access import SandboxAccess, failed
+from skiff.runtime.sandbox_access import SandboxAccess
 from skiff.runtime.sandbox_messages import (
     BashCommand,
     BashEvents,
     BashOutput,
     CommandBody,
     CommandDone,
-    Failed,
     GitChange,
     GitDiff,
     Health,
@@ -63,50 +61,19 @@ def sandbox_app(find: Callable[[int], Sandbox | None]) -> FastAPI:
     app.include_router(private)
     app.include_router(action_api.router)
     app.add_middleware(SandboxAccess, find=find)
-    app.add_exception_handler(InfraError, _infra_error)
+    answer_faults(app)
     app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(TooManyJobsError, _too_many)
-    app.add_exception_handler(AnyHTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _unexpected)
     return app
-
-
-async def _infra_error(_request: Request, error: Exception) -> JSONResponse:
-    return failed(502, str(error), infra=True)
 
 
 async def _os_error(_request: Request, error: Exception) -> JSONResponse:
     """A file that could not be read or written in the sandbox."""
-    return failed(404 if isinstance(error, FileNotFoundError) else 400, _sendable(str(error)))
+    return failed(404 if isinstance(error, FileNotFoundError) else 400, sendable(str(error)))
 
 
 async def _too_many(_request: Request, error: Exception) -> JSONResponse:
     return failed(429, str(error))
-
-
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AnyHTTPException)
-    return failed(error.status_code, _sendable(error.detail))
-
-
-async def _invalid(_request: Request, error: Exception) -> JSONResponse:
-    """Without the input: it may be large, or no text at all."""
-    assert isinstance(error, RequestValidationError)
-    faults = [
-        {"loc": [_sendable(str(part)) for part in fault["loc"]], "msg": _sendable(fault["msg"])}
-        for fault in error.errors()
-    ]
-    return failed(422, faults)
-
-
-async def _unexpected(_request: Request, error: Exception) -> JSONResponse:
-    """A fault of ours; its traceback is in the server's log."""
-    return failed(500, f"unexpected {type(error).__name__}", infra=True)
-
-
-def _sendable(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 @public.get("/health")

@@ -3,7 +3,7 @@ Skiff's own. The older action endpoints speak as `actions` says."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -30,13 +30,6 @@ def _path(text: str) -> str:
 
 Command = Annotated[str, AfterValidator(_command)]
 PathText = Annotated[str, AfterValidator(_path)]
-
-
-class Failed(BaseModel):
-    """Every answer but 2xx. `infra_error` is set when the machinery failed, not the request."""
-
-    detail: Any
-    infra_error: str | None = None
 
 
 class CommandBody(BaseModel):

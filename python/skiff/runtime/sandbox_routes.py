@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request, Security
 from fastapi.security import APIKeyHeader
 
+from skiff.runtime.faults import Failed
 from skiff.runtime.sandbox_access import KEY_HEADER
-from skiff.runtime.sandbox_messages import Failed, PathText
+from skiff.runtime.sandbox_messages import PathText
 from skiff.runtime.sandboxes import Sandbox
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
