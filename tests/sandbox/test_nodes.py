@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +152,28 @@ async def test_cancelled_batch_leaves_nothing(
     for spec in specs:
         with pytest.raises(InfraError, match=r"stopped by its client|no such sandbox"):
             await runtime_client.reattach(spec.session_id)
+
+
+async def test_starts_outlive_a_killed_server(
+    launch_server: Callable[[Config], Any],
+    runtime_config: Callable[..., Config],
+    make: Callable[[], SandboxSpec],
+) -> None:
+    server = launch_server(runtime_config())
+    async with RuntimeClient([server.url], server.key) as client:
+
+        async def kill_and_start_again() -> None:
+            while not (await client.health())["sandboxes"]["ready"]:
+                await asyncio.sleep(0)
+            server.end(signal.SIGKILL)
+            again = runtime_config(runtime={"port": server.place["port"]})
+            await asyncio.to_thread(launch_server, again)
+
+        started, _ = await asyncio.gather(
+            client.start_batch([make() for _ in range(24)]), kill_and_start_again()
+        )
+        for sandbox in _sandboxes(started):
+            assert (await sandbox.run("echo on", timeout=SECONDS)).text == "on\n"
 
 
 async def test_lease(runtime_server: Any, debian_image: str, sandbox_config: Config) -> None:
