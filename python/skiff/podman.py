@@ -5,7 +5,7 @@ The user's own containers, images and configuration files are never read or chan
 run folder and both configuration files lie below `podman_root()` and `podman_run_dir()`. Works
 rootless and as root; as root every container gets a user namespace of its own all the same.
 
-Not covered: the REST API (skiff.runtime), repair of a damaged store.
+A damaged store is repaired first, see `podman_repair`. Not covered: the REST API (skiff.runtime).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pathlib import Path
 
 from skiff.errors import InfraError
 from skiff.files import write_atomic
+from skiff.mounts import check_local
+from skiff.podman_repair import repair_store
 
 OCI_RUNTIMES = ("crun", "runc")
 NOT_FOUND = 127  # podman's exit status when the container's command does not exist
@@ -41,6 +43,7 @@ CONMON_FOLDERS = (
 NOFILE = (1024, 65536)
 NPROC = 32768  # podman lowers its own limit to pid_max, which is at least this
 _OPEN_MODE = 0o711  # mapped ids of a root-started container pass through, nobody can list
+_REPAIR_SECONDS = 120.0
 _CHECK_SECONDS = 0.5
 _TERM_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -288,6 +291,8 @@ def _environment(root: str) -> Mapping[str, str]:
     folder = Path(root)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     _check_passable(folder)
+    for path in (folder, run_dir):
+        check_local(path, remedy="set SKIFF_PODMAN_ROOT to a folder on a disk of this node")
     (folder / "tmp").mkdir(mode=0o700, exist_ok=True)
     environment = os.environ | {
         "CONTAINERS_CONF": str(folder / "containers.conf"),
@@ -308,9 +313,23 @@ def _environment(root: str) -> Mapping[str, str]:
         _write_changed(
             folder / "containers.conf", _containers_conf(folder, run_dir, OCI_RUNTIMES[0])
         )
+    _repair(environment, run_dir, folder / "storage")
     oci_runtime = _working_oci_runtime(environment, run_dir)
     _write_changed(folder / "containers.conf", _containers_conf(folder, run_dir, oci_runtime))
     return environment
+
+
+def _repair(environment: Mapping[str, str], run_dir: Path, storage: Path) -> None:
+    path = environment.get("PATH")
+    installed = [name for name in OCI_RUNTIMES if shutil.which(name, path=path)]
+    if not installed:
+        return  # nothing works then, and `_working_oci_runtime` says why
+
+    def podman(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+        named = ["--runtime", installed[0], *arguments]
+        return _run(named, environment, stdin=None, timeout=_REPAIR_SECONDS)
+
+    repair_store(podman, storage, run_dir)
 
 
 def _check_passable(folder: Path) -> None:
