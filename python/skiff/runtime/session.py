@@ -130,8 +130,10 @@ class Session:
         """See `backend.Container.write`."""
         target = path.encode()
         script = shell.WRITE_FIRST
-        while (data := source.read(shell.CHUNK_BYTES)) or script is shell.WRITE_FIRST:
-            _check(await self._script(script, target, shell.escape(data)), path)
+        while (data := source.read(shell.PIECE_BYTES)) or script is shell.WRITE_FIRST:
+            starts = range(0, max(len(data), 1), shell.CHUNK_BYTES)
+            words = [shell.escape(data[at : at + shell.CHUNK_BYTES]) for at in starts]
+            _check(await self._script(script, target, *words), path)
             script = shell.WRITE_MORE
         _check(await self._script(shell.SET_MODE, target, b"%o" % mode), path)
 

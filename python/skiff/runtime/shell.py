@@ -79,10 +79,11 @@ NOT_FOUND = 44
 _REGULAR = 'if [ -e "$1" ] && [ ! -f "$1" ]; then echo "not a regular file" >&2; exit 1; fi; '
 READ = f'{_REGULAR}if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec head -c "$2" <"$1"'
 _PARENTS = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; '
-WRITE_FIRST = f'{_REGULAR}{_PARENTS}printf %b "$2" >"$1"'
-WRITE_MORE = 'printf %b "$2" >>"$1"'
+WRITE_FIRST = f'{_REGULAR}{_PARENTS}file=$1; shift; printf %b "$@" >"$file"'
+WRITE_MORE = 'file=$1; shift; printf %b "$@" >>"$file"'
 SET_MODE = 'chmod -- "$2" "$1"'
 CHUNK_BYTES = 25_000  # of a file in one word; an escaped byte takes five
+PIECE_BYTES = 12 * CHUNK_BYTES  # of a file in one line
 
 
 def quote(word: bytes) -> bytes:
