@@ -1,7 +1,7 @@
 """Both halves of a run on this machine, as two child processes (`skiff run`, `skiff resume`).
 
 The same entry points run under Slurm; this only starts them, watches them and ends them. A runtime
-server that dies is started again on its port, as the trainer's clients know it by that; what was
+server that dies is started again on its port and takes over the sandboxes that still live; what was
 lost meanwhile is masked by the trainer. Not covered: several nodes.
 """
 
@@ -39,6 +39,7 @@ class Halves:
     attempt: int
     entrypoints: Path = ENTRYPOINTS
     running: dict[str, Child] = field(default_factory=dict)
+    dead: list[Child] = field(default_factory=list)  # servers whose sandboxes live on
     port: int | None = None  # the server's, once it has been up
 
     @property
@@ -163,6 +164,8 @@ def _halves(halves: Halves) -> Iterator[Halves]:
             halves.stop("train")
         finally:
             halves.stop("runtime")
+            for child in halves.dead:
+                child.end()  # what no later server has taken over
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -189,8 +192,8 @@ def _wait_ready(halves: Halves) -> None:
 
 
 def _restart_runtime(halves: Halves, restarts: int) -> None:
-    server = halves.running["runtime"]
-    halves.stop("runtime")  # what it left behind
+    server = halves.running.pop("runtime")
+    halves.dead.append(server)
     what = f"the runtime server ended with exit code {server.returncode}"
     events.emit(halves.run_dir, "error", what=what, restart=restarts)
     if restarts > RESTARTS:
