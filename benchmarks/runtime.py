@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import tomli_w
 from openhands.sdk.workspace import RemoteWorkspace
@@ -38,6 +39,7 @@ from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.podman import build, check_podman, isolation, podman_run_dir
+from skiff.runtime.podman_backend import LABEL
 from skiff.sandbox import RuntimeClient, SandboxSpec
 from skiff.tasks.shell import IMAGE
 
@@ -131,7 +133,7 @@ def _trivial_command(server: Server, spec: SandboxSpec) -> list[Row]:
     """`true` in a running sandbox, by every way."""
     inside, through = asyncio.run(_own_commands(server, spec))
     execs = _podman_execs()
-    sdk = asyncio.run(_sdk_of_ours(server, spec))
+    sdk = _sdk_of_ours(server)
     agent_server = _sdk_of_agent_server()
     median = statistics.median
     return [
@@ -174,9 +176,14 @@ def _podman_execs() -> list[float]:
         check_podman(["rm", "--force", "--time=0", container])
 
 
-async def _sdk_of_ours(server: Server, spec: SandboxSpec) -> list[float]:
-    async with server.client() as client, client.sandbox(spec) as sandbox:
-        return await asyncio.to_thread(_sdk_commands, sandbox.url, sandbox.key, "SDK, Skiff")
+def _sdk_of_ours(server: Server) -> list[float]:
+    with httpx.Client(base_url=server.url, headers={"X-API-Key": server.key}) as http:
+        body = {"image": IMAGE, "session_id": secrets.token_hex(8), "hold_seconds": 60}
+        found = http.post("/start", json=body, timeout=READY_SECONDS).json()
+        try:
+            return _sdk_commands(found["url"], found["session_api_key"], "SDK, Skiff")
+        finally:
+            http.post("/stop", json={"runtime_id": found["runtime_id"]})
 
 
 def _sdk_of_agent_server() -> list[float]:
@@ -243,7 +250,7 @@ async def _lifecycles(server: Server, config: Config) -> list[Row]:
     async with server.client() as client:
         async with client.sandbox(_specs(config, 1)[0]):
             pass
-        before = await _left(server, client)
+        before = await asyncio.to_thread(_left, server)
         begun = time.perf_counter()
         slots = asyncio.Semaphore(AT_A_TIME)
 
@@ -255,25 +262,31 @@ async def _lifecycles(server: Server, config: Config) -> list[Row]:
         for life in track(asyncio.as_completed(lives), "lifecycles", total=LIFECYCLES):
             await life
         seconds = time.perf_counter() - begun
-        after = await _left(server, client)
+        after = await asyncio.to_thread(_left, server)
     grown = {name: after[name] - before[name] for name in after}
     left = ", ".join(f"{count} {name}" for name, count in grown.items())
     rate = LIFECYCLES / seconds
     return [(f"{LIFECYCLES} lifecycles", f"{rate:.1f} a second", "", f"left: {left}")]
 
 
-async def _left(server: Server, client: RuntimeClient) -> dict[str, int]:
+def _left(server: Server) -> dict[str, int]:
     """What lifecycles could leave behind, when no sandbox is being removed any more."""
     deadline = time.monotonic() + READY_SECONDS
-    while (await client.list_all()) and time.monotonic() < deadline:
-        await asyncio.sleep(0.05)
+    while _containers(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
     kinds = [connection.status for connection in server.process.net_connections("tcp")]
     return {
-        "containers": len(check_podman(["ps", "--all", "--quiet"]).split()),
+        "containers": _containers(server),
         "file descriptors": server.process.num_fds() - kinds.count(psutil.CONN_ESTABLISHED),
         "ports": kinds.count(psutil.CONN_LISTEN),
         "files": _files(podman_run_dir()) + _files(server.folder),
     }
+
+
+def _containers(server: Server) -> int:
+    server_id = (server.folder / "runtime" / "server_id").read_text()
+    listed = ["ps", "--all", "--quiet", "--filter", f"label={LABEL}={server_id}"]
+    return len(check_podman(listed).split())
 
 
 def _files(folder: Path) -> int:

@@ -29,6 +29,11 @@ COMMANDS = [
     ["tasks", "build"],
     ["tasks", "validate"],
     ["tasks", "solve"],
+    ["images"],
+    ["images", "pull"],
+    ["images", "list"],
+    ["images", "prune"],
+    ["images", "import"],
 ]
 Skiff = Callable[..., tuple[int, str, str]]
 

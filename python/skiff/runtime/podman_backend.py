@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from skiff.errors import InfraError
+from skiff.image_use import mark_used
 from skiff.podman import build, end_pause_process, isolation, podman_root
 from skiff.runtime.backend import (
     CommandOutput,
@@ -193,6 +194,7 @@ class PodmanBackend:
             await asyncio.shield(container.remove())
             raise
         self._containers.add(container)
+        mark_used(podman_root(), request.image)
         return container
 
     async def adopt(self, request: ContainerRequest) -> PodmanContainer:

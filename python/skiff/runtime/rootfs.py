@@ -14,6 +14,7 @@ sandbox is left. Not covered: device files of an image; removal of snapshots.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from skiff.apptainer import check_mapped, id_map, own, run_mapped, start_mapped, unpack_sif
 from skiff.errors import InfraError
-from skiff.image_use import file_name, full_name, sif_path
+from skiff.image_use import file_name, full_name, mark_used, sif_path
 from skiff.runtime.backend import ImageInfo, ImageNotFoundError
 
 UNPACK_SECONDS = 1800.0
@@ -58,6 +59,9 @@ class RootFolders:
         if snapshot.exists():
             return snapshot
         source = self._source(name)
+        if not name.startswith("/"):
+            with contextlib.suppress(OSError):  # whoever may only read the folder does not prune it
+                mark_used(self._sources, name)
         found = source.stat()
         folder = self._store / _key(f"{source}:{found.st_size}:{found.st_mtime_ns}", source.name)
         async with self._locks.setdefault(folder.name, asyncio.Lock()):
