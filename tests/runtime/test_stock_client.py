@@ -5,6 +5,7 @@ The V0 client is no longer published; its calls are sent as it sent them.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -20,7 +21,6 @@ import httpx
 import pytest
 from skiff.config import Config
 from skiff.podman import check_podman
-from skiff.sandbox import RuntimeClient
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import asks the network
 from openhands.sdk.git.models import GitChangeStatus
@@ -314,15 +314,23 @@ def test_build_that_is_refused(runtime_server: Any, image: str, context: bytes) 
         assert answer.status_code == 422, answer.text
 
 
-async def test_snapshot_is_started(runtime_client: RuntimeClient, opened: Any) -> None:
+async def test_snapshot_is_started(busybox_image: str, opened: Any) -> None:
     """A fork: what the first one has written is there in the second, and no later word of it."""
     name = f"localhost/skiff/test-fork:{uuid.uuid4().hex}"
     try:
-        async with opened("localhost/skiff/test-busybox:1") as first:
+        async with opened(busybox_image) as first:
             await first.write("/root/word", b"before")
             await first.snapshot(name)
             await first.write("/root/word", b"after")
             async with opened(name) as second:
                 assert await second.read("/root/word") == b"before"
     finally:
+        await _unused(name)
         check_podman(["image", "rm", "--force", name])
+
+
+async def _unused(image: str) -> None:
+    """Wait until the containers of the image are gone; a stop does not wait for that."""
+    async with asyncio.timeout(30):
+        while check_podman(["ps", "--all", "--quiet", "--filter", f"ancestor={image}"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
