@@ -5,7 +5,7 @@ bin := .venv/bin
 shell_scripts = $(shell git ls-files -z | xargs -0 grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh' --)
 
 .DEFAULT_GOAL := help
-.PHONY: help install host apptainer demo test lint format lock clean
+.PHONY: help install host test-host apptainer demo test lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +16,16 @@ install: ## make .venv from the lock (PLATFORM=cpu|cuda, PYTHON=/path/to/python3
 host: ## check podman and the other host programs; as root, install what is missing
 	@tools/host-programs
 
+test-host: ## the same with the programs that only the tests call
+	@tools/host-programs test
+
 apptainer: ## check Apptainer; where the host has none, unpack one into a folder of its own
 	@tools/install-apptainer
 
 demo: install host ## train a tiny coding agent in real sandboxes on this machine
 	@$(bin)/skiff run $(PROFILE)
 
-test: install host apptainer ## run the tests (real podman, real trainer; ARGS= goes to pytest)
+test: install test-host apptainer ## run the tests (real podman, real trainer; ARGS= goes to pytest)
 	@$(bin)/python -m pytest $(ARGS)
 
 lint: install ## ruff, mypy --strict, the rooms' import contract, shellcheck, the lock

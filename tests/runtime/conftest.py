@@ -19,31 +19,33 @@ from skiff.podman import build, check_podman, image_exists, import_rootfs
 from skiff.runtime.podman_backend import LABEL
 from skiff.sandbox import RuntimeClient, Sandbox, SandboxSpec
 
-BUSYBOX = Path("/bin/busybox")
-BUSYBOX_IMAGE = "localhost/skiff/test-busybox:1"
+MAKE_BUSYBOX = Path(__file__).parents[2] / "tools" / "musl-busybox"
+BUSYBOX_IMAGE = "localhost/skiff/test-busybox:musl"
 PLAIN_IMAGE = "localhost/skiff/test-plain:1"
 Images = dict[str, str]
 
 
 @pytest.fixture(scope="session")
 def busybox_image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that is one static busybox: no bash, no libc."""
+    """An image that is one static busybox, linked with musl: no bash, no other library."""
     if not image_exists(BUSYBOX_IMAGE):
-        assert BUSYBOX.exists(), "these tests need Debian's package busybox-static"
-        tar = tmp_path_factory.mktemp("busybox") / "root.tar"
-        _write_busybox_rootfs(tar)
+        folder = tmp_path_factory.mktemp("busybox")
+        made = subprocess.run([MAKE_BUSYBOX, folder / "busybox"], capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        tar = folder / "root.tar"
+        _write_busybox_rootfs(folder / "busybox", tar)
         import_rootfs(tar, BUSYBOX_IMAGE, changes=["ENV GREETING=hello"])
     return BUSYBOX_IMAGE
 
 
-def _write_busybox_rootfs(tar: Path) -> None:
-    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True)
+def _write_busybox_rootfs(busybox: Path, tar: Path) -> None:
+    applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True)
     with tarfile.open(tar, "w") as archive:
         for name in ("bin", "etc", "root", "tmp"):
             folder = tarfile.TarInfo(name)
             folder.type, folder.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(folder)
-        archive.add(BUSYBOX, "bin/busybox")
+        archive.add(busybox, "bin/busybox")
         for applet in sorted({*applets.stdout.split()} - {"busybox"}):
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
