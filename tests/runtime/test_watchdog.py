@@ -89,7 +89,7 @@ async def test_container_without_memory_cgroup(busybox_image: str, tmp_path: Pat
             return {}
 
     backend = Unlimited("test-watchdog")
-    await backend.open()
+    await backend.open(known=())
     try:
         limits = Limits(
             memory_mib=48, cpus=1, pids=64, disk_mib=64, output_bytes=9999, network=False
