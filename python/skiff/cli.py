@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a SkiffError is printed without a traceback."""
     parsed = _parser().parse_args(arguments)
     console = Console()
+    # A shell starts its background jobs with SIGINT ignored; a command must end by it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return int(parsed.call(parsed, console) or 0)
     except SkiffError as error:

@@ -180,13 +180,18 @@ def test_runtime_server_dies_in_mid_rollout(make_config: Callable[..., Config]) 
         train={"steps": 1, "max_masked_share": 0.9},
     )
     run_dir = run_folder.make(config)
+    stopped: list[tuple[psutil.Process, float]] = []
     killed = []
 
     def kill_the_server() -> None:
-        if not killed and len(of_kind(run_dir, "trajectory", split="train")) >= 2:
+        """Stop it first, so that calls are in flight when it is killed."""
+        if not stopped and len(of_kind(run_dir, "trajectory", split="train")) >= 2:
             server = child("entrypoints/runtime")
-            killed.append(server.pid)
-            server.kill()
+            server.suspend()
+            stopped.append((server, time.monotonic()))
+        elif stopped and not killed and time.monotonic() > stopped[0][1] + 5:
+            killed.append(stopped[0][0].pid)
+            stopped[0][0].kill()
 
     with nothing_left():
         attempt = run_folder.new_attempt(run_dir)
