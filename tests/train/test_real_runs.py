@@ -8,12 +8,14 @@ server that dies under a rollout.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from skiff import events
@@ -83,6 +85,11 @@ def of_kind(run_dir: Path, kind: str, **wanted: object) -> list[dict[str, Any]]:
         for event in events.read(run_dir, kind)
         if all(event[name] == value for name, value in wanted.items())
     ]
+
+
+def ready_sandboxes(run_dir: Path) -> int:
+    place = json.loads((run_dir / "rendezvous" / "runtime.json").read_text())
+    return int(httpx.get(f"{place['url']}/health", timeout=30).json()["sandboxes"]["ready"])
 
 
 def child(entry_point: str) -> psutil.Process:
@@ -184,11 +191,12 @@ def test_runtime_server_dies_in_mid_rollout(make_config: Callable[..., Config]) 
     killed = []
 
     def kill_the_server() -> None:
-        """Stop it first, so that calls are in flight when it is killed."""
+        """Stop it while sandboxes are in use, so that commands are in flight when it is killed."""
         if not stopped and len(of_kind(run_dir, "trajectory", split="train")) >= 2:
-            server = child("entrypoints/runtime")
-            server.suspend()
-            stopped.append((server, time.monotonic()))
+            if ready_sandboxes(run_dir):
+                server = child("entrypoints/runtime")
+                server.suspend()
+                stopped.append((server, time.monotonic()))
         elif stopped and not killed and time.monotonic() > stopped[0][1] + 5:
             killed.append(stopped[0][0].pid)
             stopped[0][0].kill()
