@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from skiff import podman
 from skiff.errors import InfraError
+from skiff.runtime import podman_backend
+from skiff.runtime.backend import ContainerRequest, Limits
+from skiff.runtime.podman_backend import PodmanBackend
 
 
 def test_nothing_of_the_users_own_podman(debian_image: str) -> None:
@@ -82,3 +87,25 @@ def test_build(debian_image: str, tmp_path: Path) -> None:
     dockerfile.write_text("FROM localhost/skiff/none:1")
     with pytest.raises(InfraError, match="none:1"):
         podman.build(tmp_path, name)
+
+
+async def test_a_start_outlives_a_store_that_takes_no_mark(
+    busybox_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: when an image was last used is worth less than the sandbox."""
+
+    def full(store: Path, image: str) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(podman_backend, "mark_used", full)
+    backend = PodmanBackend("test-mark")
+    await backend.open(known=())
+    try:
+        limits = Limits(memory_mib=64, cpus=1, pids=32, disk_mib=64, output_bytes=99, network=False)
+        container = await backend.start(
+            ContainerRequest("skiff-test-mark", busybox_image, {}, limits)
+        )
+        done = await container.run("echo on", timeout=30, cwd="/", stop=asyncio.Event())
+        assert done.stdout == b"on\n"
+    finally:
+        await backend.close()

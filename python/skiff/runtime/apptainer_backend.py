@@ -25,7 +25,6 @@ import subprocess
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
 
 from skiff.apptainer import (
     apptainer_environment,
@@ -36,10 +35,10 @@ from skiff.apptainer import (
     start_mapped,
 )
 from skiff.errors import InfraError
-from skiff.runtime.backend import CommandOutput, Container, ContainerRequest, ImageInfo, Limits
+from skiff.runtime.backend import Container, ContainerRequest, ImageInfo, Limits
 from skiff.runtime.fifos import FifoStream, first_process, holders, make_fifos, sandbox_ends
 from skiff.runtime.rootfs import RootFolders, disk_bytes, keep_snapshot
-from skiff.runtime.session import Session
+from skiff.runtime.session import Session, SessionContainer
 from skiff.runtime.watchdog import Watchdog
 
 END_SECONDS = 20.0
@@ -70,13 +69,13 @@ _ENTER = (
 )
 
 
-class ApptainerContainer:
+class ApptainerContainer(SessionContainer):
     """A `backend.Container`. `folder` holds its streams and its disk."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.limits = limits
         self.folder = folder
-        self._session: Session | None = None
+        self.name = f"sandbox {folder.name}"
         self._starter: subprocess.Popen[bytes] | None = None  # None: an earlier server's child
         self._first: int | None = None  # as a pidfd
 
@@ -128,34 +127,6 @@ class ApptainerContainer:
         self._session = self._converse(FifoStream(self.folder / "streams"))
         await self._session.reopen()
 
-    @property
-    def session(self) -> Session:
-        """The conversation; only after `begin` or `join`."""
-        if self._session is None:
-            raise InfraError("was never started", where=f"sandbox {self.folder.name}")
-        return self._session
-
-    @property
-    def failure(self) -> str | None:
-        return self.session.failure
-
-    async def run(
-        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
-    ) -> CommandOutput:
-        return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
-
-    async def read(self, path: str) -> bytes:
-        return await self.session.read(path)
-
-    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
-        await self.session.write(path, source, mode)
-
-    async def pause(self) -> None:
-        await self.session.pause()
-
-    async def resume(self) -> None:
-        await self.session.resume()
-
     async def remove(self) -> None:
         if self._session is not None:
             self._session.fail("it was stopped")
@@ -171,14 +142,11 @@ class ApptainerContainer:
     async def first_pid(self) -> int:
         pid = await asyncio.to_thread(first_process, self.folder / "streams")
         if pid is None:
-            raise InfraError("has ended", where=f"sandbox {self.folder.name}")
+            raise InfraError("has ended", where=self.name)
         return pid
 
     async def layer_bytes(self) -> int:
         return await asyncio.to_thread(disk_bytes, self.upper)
-
-    async def kill_all(self, reason: str) -> None:
-        await self.session.kill_all(reason)
 
     def _converse(self, stream: FifoStream) -> Session:
         return Session(
@@ -194,7 +162,7 @@ class ApptainerContainer:
         pid = await self.first_pid()
         self._first = os.pidfd_open(pid)
         if await asyncio.to_thread(first_process, self.folder / "streams") != pid:
-            raise InfraError("has ended", where=f"sandbox {self.folder.name}")
+            raise InfraError("has ended", where=self.name)
 
     async def _signal(self, name: str) -> None:
         if self._first is None:
@@ -202,7 +170,7 @@ class ApptainerContainer:
         try:
             signal.pidfd_send_signal(self._first, signal.Signals[name])
         except ProcessLookupError as error:
-            raise InfraError("has ended", where=f"sandbox {self.folder.name}") from error
+            raise InfraError("has ended", where=self.name) from error
 
     async def _obituary(self) -> str:
         return "the first process of the sandbox has ended"

@@ -11,19 +11,19 @@ Not covered: CPU limits without cgroups; pulling images.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 from skiff.errors import InfraError
 from skiff.image_use import mark_used
 from skiff.podman import build, end_pause_process, isolation, podman_root
 from skiff.runtime.backend import (
-    CommandOutput,
     Container,
     ContainerRequest,
     ImageInfo,
@@ -31,7 +31,7 @@ from skiff.runtime.backend import (
     Limits,
 )
 from skiff.runtime.podman_service import PodmanService, podman_words
-from skiff.runtime.session import Session
+from skiff.runtime.session import Session, SessionContainer
 from skiff.runtime.shell import SPARE_PIDS
 from skiff.runtime.watchdog import Watchdog
 
@@ -43,14 +43,14 @@ REMOVE_ATTEMPTS = 5
 BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting server
 
 
-class PodmanContainer:
+class PodmanContainer(SessionContainer):
     """A `backend.Container`."""
 
     def __init__(self, service: PodmanService, container_id: str, limits: Limits) -> None:
         self.id = container_id
         self.limits = limits
+        self.name = f"container {container_id[:12]}"
         self._service = service
-        self._session: Session | None = None
         self._first_pid = 0
 
     async def open(self, *, again: bool = False) -> None:
@@ -65,34 +65,6 @@ class PodmanContainer:
             processes=self.limits.pids,
         )
         await (self._session.reopen() if again else self._session.open())
-
-    @property
-    def session(self) -> Session:
-        """The conversation; only after `open`."""
-        if self._session is None:
-            raise InfraError("was never attached", where=f"container {self.id[:12]}")
-        return self._session
-
-    @property
-    def failure(self) -> str | None:
-        return self.session.failure
-
-    async def run(
-        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
-    ) -> CommandOutput:
-        return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
-
-    async def read(self, path: str) -> bytes:
-        return await self.session.read(path)
-
-    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
-        await self.session.write(path, source, mode)
-
-    async def pause(self) -> None:
-        await self.session.pause()
-
-    async def resume(self) -> None:
-        await self.session.resume()
 
     async def remove(self) -> None:
         if self._session is not None:
@@ -128,9 +100,6 @@ class PodmanContainer:
 
     async def layer_bytes(self) -> int:
         return int((await self._inspect(size=True)).get("SizeRw") or 0)
-
-    async def kill_all(self, reason: str) -> None:
-        await self.session.kill_all(reason)
 
     async def _inspect(self, *, size: bool = False) -> dict[str, Any]:
         found: dict[str, Any] = await self._service.call(
@@ -194,7 +163,8 @@ class PodmanBackend:
             await asyncio.shield(container.remove())
             raise
         self._containers.add(container)
-        mark_used(podman_root(), request.image)
+        with contextlib.suppress(OSError):  # a full disk; a sandbox that runs is worth more
+            mark_used(podman_root(), request.image)
         return container
 
     async def adopt(self, request: ContainerRequest) -> PodmanContainer:

@@ -293,6 +293,47 @@ class Session:
         self.fail(reason)
 
 
+class SessionContainer:
+    """The part of a `backend.Container` that is a conversation, whatever engine started it.
+
+    `name` is what errors call it; the engine's own class sets it, and `_session` at the start.
+    """
+
+    name: str
+    _session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The conversation; only after the start."""
+        if self._session is None:
+            raise InfraError("was never started", where=self.name)
+        return self._session
+
+    @property
+    def failure(self) -> str | None:
+        return self.session.failure
+
+    async def run(
+        self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
+    ) -> CommandOutput:
+        return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
+
+    async def read(self, path: str) -> bytes:
+        return await self.session.read(path)
+
+    async def write(self, path: str, source: BinaryIO, mode: int) -> None:
+        await self.session.write(path, source, mode)
+
+    async def pause(self) -> None:
+        await self.session.pause()
+
+    async def resume(self) -> None:
+        await self.session.resume()
+
+    async def kill_all(self, reason: str) -> None:
+        await self.session.kill_all(reason)
+
+
 def _nonce() -> str:
     return secrets.token_hex(16)
 

@@ -36,9 +36,7 @@ Example = tuple[list[int], list[float]]  # token ids, weight in the loss (0: not
 
 VARIANTS = 64  # of each recorded trace, itself included
 GIVES_UP = 0.7  # share of the solver's trajectories
-GIVES_UP_DRAWN = (
-    0.25  # share of the examples: little is to be learnt from them, so fewer weigh more
-)
+GIVES_UP_DRAWN = 0.25  # share of the examples: they teach little, so fewer of them weigh more
 RIGHT = 6  # how often the right repair is drawn for each time that a given wrong one is
 ROOM = 30_000  # tokens
 REPAIRS = len(shell.KINDS) - 1 + RIGHT  # draws of all repairs of one kind of fault
