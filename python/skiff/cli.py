@@ -290,13 +290,14 @@ def _tasks_solve(parsed: argparse.Namespace, console: Console) -> int:
 
 def _images_pull(parsed: argparse.Namespace, console: Console) -> int:
     from skiff.images.pull import Puller, pull_with_progress
+    from skiff.launch.task_jobs import image_names
 
     puller = Puller(
         _image_store(parsed, verify_tls=not parsed.plain_http),
         concurrency=parsed.concurrency,
         max_bytes=_bytes(parsed.max_gib),
     )
-    names = [*_images_of(parsed.source), *parsed.image]
+    names = [*image_names(parsed.source), *parsed.image]
     if not names:
         raise ConfigError("names no image", remedy="give a profile, a task spec or --image NAME")
     outcomes = pull_with_progress(puller, names, console)
@@ -344,22 +345,6 @@ def _image_store(parsed: argparse.Namespace, *, verify_tls: bool = True) -> Stor
     from skiff.images.sif_store import SifStore
 
     return SifStore(parsed.sif) if parsed.sif else PodmanStore(verify_tls=verify_tls)
-
-
-def _images_of(sources: Sequence[str]) -> list[str]:
-    """The images of the tasks of profiles and task specs, each once."""
-    from skiff.tasks.sources import resolve
-    from skiff.train.data import select
-
-    tasks = []
-    for source in sources:
-        if source.endswith(".toml"):
-            tasks += [
-                task for split in select(load_config(Path(source))).values() for task in split
-            ]
-        else:
-            tasks += resolve(source)
-    return list(dict.fromkeys(task.image for task in tasks))
 
 
 def _bytes(gib: float | None) -> int | None:

@@ -1,4 +1,4 @@
-"""`skiff tasks build|validate|solve`: work on tasks in real sandboxes, outside of a run."""
+"""`skiff tasks build|validate|solve` and `skiff images pull`: work on tasks outside of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from skiff.agents.trajectory import Trajectory
-from skiff.config import Config
+from skiff.config import Config, load_config
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.images.task_sets import build_r2e_shaped, build_swebench_shaped, build_synthetic
 from skiff.launch.local import RunningServer, runtime_server
@@ -72,6 +72,20 @@ def solve(
         return await solve_tasks(tasks, client, config, done=lambda: progress.advance(bar))
 
     return _with_sandboxes(config, console, work)
+
+
+def image_names(sources: Sequence[str]) -> list[str]:
+    """The images of the tasks of profiles (*.toml) and task specs, each once."""
+    from skiff.train.data import select
+
+    tasks: list[Task] = []
+    for source in sources:
+        if source.endswith(".toml"):
+            for split in select(load_config(Path(source))).values():
+                tasks += split
+        else:
+            tasks += resolve(source)
+    return list(dict.fromkeys(task.image for task in tasks))
 
 
 def _resolve(specs: Sequence[str], limit: int | None) -> list[Task]:
