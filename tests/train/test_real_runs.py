@@ -92,11 +92,13 @@ def ready_sandboxes(run_dir: Path) -> int:
     return int(httpx.get(f"{place['url']}/health", timeout=30).json()["sandboxes"]["ready"])
 
 
-def child(entry_point: str) -> psutil.Process:
-    """Our living child that runs this entry point."""
+def child(entry_point: str, run_dir: Path) -> psutil.Process:
+    """The living half of this run that runs this entry point; other tests have servers too."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one that is gone
-            if any(part.endswith(entry_point) for part in process.cmdline()):
+            words = process.cmdline()
+            runs_it = any(word.endswith(entry_point) for word in words)
+            if runs_it and str(run_dir / "config.toml") in words:
                 return process
     raise LookupError(entry_point)
 
@@ -124,7 +126,7 @@ def test_grpo_with_mini_resumes_after_kill_9(make_config: Callable[..., Config])
 
     def kill_after_first_checkpoint() -> None:
         if not killed and of_kind(run_dir, "checkpoint", step=1):
-            trainer = child("entrypoints/train")
+            trainer = child("entrypoints/train", run_dir)
             killed.append(trainer.pid)
             trainer.kill()
 
@@ -194,7 +196,7 @@ def test_runtime_server_dies_in_mid_rollout(make_config: Callable[..., Config]) 
         """Stop it while sandboxes are in use, so that commands are in flight when it is killed."""
         if not stopped and len(of_kind(run_dir, "trajectory", split="train")) >= 2:
             if ready_sandboxes(run_dir):
-                server = child("entrypoints/runtime")
+                server = child("entrypoints/runtime", run_dir)
                 server.suspend()
                 stopped.append((server, time.monotonic()))
         elif stopped and not killed and time.monotonic() > stopped[0][1] + 5:
