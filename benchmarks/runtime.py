@@ -32,11 +32,10 @@ from typing import Any
 
 import httpx
 import psutil
-import tomli_w
 from openhands.sdk.workspace import RemoteWorkspace
 from rich.progress import track
 from skiff.config import Config
-from skiff.config.load import parse_config
+from skiff.config.load import dump_toml, parse_config
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.podman import build, check_podman, isolation, podman_run_dir
 from skiff.runtime.podman_backend import LABEL
@@ -318,7 +317,7 @@ def _specs(config: Config, count: int) -> list[SandboxSpec]:
 @contextlib.contextmanager
 def _server(folder: Path, config: Config) -> Iterator[Server]:
     """The entry point, from ready to its end."""
-    (folder / "config.toml").write_text(tomli_w.dumps(config.model_dump(exclude_none=True)))
+    (folder / "config.toml").write_text(dump_toml(config))
     names = {"--config": "config.toml", "--rendezvous": "runtime.json", "--key-file": "key"}
     options = [word for name, file in names.items() for word in (name, str(folder / file))]
     with (folder / "log").open("wb") as log:

@@ -9,6 +9,7 @@ stock client would otherwise poll until its timeout and take that for the comman
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from skiff.runtime.sandbox_messages import BashCommand, BashOutput
 JOBS_KEPT = 1000
 KEPT_BYTES = 8 << 20  # of commands and outputs; one output may pass it alone
 UNENDED = 64  # jobs that may wait or run
+LINGER_SECONDS = 2.0
 LOST = "the runtime server was restarted while this command ran, or has dropped its output since"
 
 
@@ -42,6 +44,7 @@ class Job:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     timestamp: str = field(default_factory=_now)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     output: BashOutput | None = None
 
     def finish(self, done: CommandOutput) -> BashOutput:
@@ -58,12 +61,23 @@ class Job:
             stderr=stderr or None,
             infra_error=None,
         )
+        self.ended.set()
         return self.output
 
     def fail(self, reason: str) -> BashOutput:
         """Keep that the machinery failed."""
         self.output = _infra_output(self.id, reason)
+        self.ended.set()
         return self.output
+
+    async def linger(self) -> None:
+        """Wait for the end, but not for long.
+
+        The stock client sleeps 0.1 s after each search that found no end; an answer that waits a
+        little spares it that.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), LINGER_SECONDS)
 
     def command_event(self) -> BashCommand:
         """The command, as text that can be sent: a byte that is not UTF-8 becomes `?`."""

@@ -187,7 +187,13 @@ async def search(
     sort_order: str = "TIMESTAMP",
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> BashEvents:
-    """Commands and outputs. The output of a command unknown here is a failure of the machinery."""
+    """Commands and outputs. The output of a command unknown here is a failure of the machinery.
+
+    A search for the output of one command waits a little for that command's end.
+    """
+    job = sandbox.jobs.get(command_id__eq) if command_id__eq is not None else None
+    if job is not None and kind__eq == "BashOutput":
+        await job.linger()
     found = sandbox.jobs.events(kind=kind__eq, command_id=command_id__eq, after_order=order__gt)
     if sort_order == "TIMESTAMP_DESC":
         found.reverse()
