@@ -4,8 +4,13 @@ podman program is started.
 The user's own containers, images and configuration files are never read or changed: storage,
 run folder and both configuration files lie below `podman_root()` and `podman_run_dir()`. Works
 rootless and as root; as root every container gets a user namespace of its own all the same.
+A damaged store is repaired first, see `podman_repair`.
 
-A damaged store is repaired first, see `podman_repair`. Not covered: the REST API (skiff.runtime).
+Inside an image that grants no further ids podman itself cannot run. There SKIFF_PODMAN_SOCKET names
+the socket of a service that the host has started on the same store (skiff.runtime.podman_host), and
+podman is only its client: store, probe and repair are the host's.
+
+Not covered: the REST API (skiff.runtime).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import json
 import os
 import resource
 import shlex
@@ -30,6 +36,7 @@ from skiff.files import write_atomic
 from skiff.mounts import check_local
 from skiff.podman_repair import repair_store
 
+SOCKET_VARIABLE = "SKIFF_PODMAN_SOCKET"
 OCI_RUNTIMES = ("crun", "runc")
 NOT_FOUND = 127  # podman's exit status when the container's command does not exist
 CONMON_FOLDERS = (
@@ -45,17 +52,20 @@ NPROC = 32768  # podman lowers its own limit to pid_max, which is at least this
 _OPEN_MODE = 0o711  # mapped ids of a root-started container pass through, nobody can list
 _REPAIR_SECONDS = 120.0
 _CHECK_SECONDS = 0.5
+_INFO_SECONDS = 60.0
 _TERM_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 ROOT_ID_MAP = (100_000, 65_536)  # host start and length, when root has no line in /etc/subuid
+CPU_PERIOD = 100_000  # microseconds
 
 
 @dataclass(frozen=True)
 class Isolation:
     """What every container needs on this host to be startable at all.
 
-    rlimits  name -> (soft, hard), at or below our own hard limits: more takes CAP_SYS_RESOURCE
+    rlimits  name -> (soft, hard), at or below our own hard limits: more takes CAP_SYS_RESOURCE. A
+             bound service has the same ones: it and we are started by the same job
     id_map   (host start, length) of the container's ids; None: podman's rootless mapping
     """
 
@@ -104,15 +114,20 @@ def podman_run_dir() -> Path:
     return path
 
 
-@functools.cache
+def bound_socket() -> Path | None:
+    """The socket of the host's podman service; None: podman runs here."""
+    chosen = os.environ.get(SOCKET_VARIABLE)
+    return Path(chosen).absolute() if chosen else None
+
+
 def isolation() -> Isolation:
-    """Resource limits and id mapping that this user may set."""
-    nofile = _capped(resource.RLIMIT_NOFILE, NOFILE[1])
-    nproc = _capped(resource.RLIMIT_NPROC, NPROC)
-    return Isolation(
-        rlimits={"nofile": (min(NOFILE[0], nofile), nofile), "nproc": (nproc, nproc)},
-        id_map=_root_id_map() if os.getuid() == 0 else None,
-    )
+    """Resource limits and id mapping that podman may set. Raises InfraError when a bound service
+    does not say who it is."""
+    if (socket := bound_socket()) is None:
+        return _own_isolation()
+    # Our own id says nothing: in an image, root is often an ordinary user of the host. Nor is the
+    # image's /etc/subuid the host's.
+    return _isolation(ROOT_ID_MAP if _is_rootful(socket) else None)
 
 
 def podman_environment() -> dict[str, str]:
@@ -132,11 +147,12 @@ def run_podman(
     begin: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `podman <arguments>` to its end, whatever its exit status. `timeout` in seconds;
-    `begin` is called in the new process.
+    `begin` is called in the new process, which of a bound service is only the client.
 
     Raises InfraError when it is not installed or outlives the timeout.
     """
-    return _run(arguments, podman_environment(), stdin=stdin, timeout=timeout, begin=begin)
+    program, environment = _program()
+    return _run(arguments, environment, stdin=stdin, timeout=timeout, begin=begin, program=program)
 
 
 def check_podman(
@@ -163,9 +179,10 @@ def watch_podman(
 
     podman is ended when the calling thread ends, also with a killed process.
     """
+    program, environment = _program()
     process = subprocess.Popen(
-        ["podman", *arguments],
-        env=podman_environment() | {"TMPDIR": str(scratch)},
+        [*program, *arguments],
+        env={**environment, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -212,16 +229,22 @@ def build(
     """Build `name` from the Dockerfile in the folder `context`; RUN has no network unless asked.
 
     Base images must be in the store already: nothing is pulled. With `cpus` the build keeps to so
-    many of this process's CPUs, at the lowest priority.
+    many of this process's CPUs, at the lowest priority; a bound service keeps its build to so much
+    CPU time, if it is root's.
     """
     options = [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
     if not network:
         options.append("--network=none")
     options.append("--layers=false")  # one layer, and no nameless image of every step left behind
+    begin = None
+    if cpus is not None and (socket := bound_socket()) is None:
+        begin = functools.partial(_stand_back, cpus)
+    elif cpus is not None and _is_rootful(socket):  # else it may have no CPU cgroup
+        options += [f"--cpu-period={CPU_PERIOD}", f"--cpu-quota={cpus * CPU_PERIOD}"]
     check_podman(
         ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)],
         timeout=3600,
-        begin=None if cpus is None else functools.partial(_stand_back, cpus),
+        begin=begin,
     )
 
 
@@ -246,10 +269,11 @@ def _run(
     stdin: bytes | None,
     timeout: float,
     begin: Callable[[], None] | None = None,
+    program: Sequence[str] = ("podman",),
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
-            ["podman", *arguments],
+            [*program, *arguments],
             env=dict(environment),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
@@ -261,6 +285,50 @@ def _run(
     except subprocess.TimeoutExpired as error:
         where = f"podman {' '.join(arguments[:2])}"
         raise InfraError(f"no end after {timeout:g} s", where=where) from error
+
+
+def _program() -> tuple[Sequence[str], Mapping[str, str]]:
+    """What calls podman, and its environment."""
+    if (socket := bound_socket()) is None:
+        return ("podman",), podman_environment()
+    return _client(socket)
+
+
+def _client(socket: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+    for name in ("podman", "podman-remote"):
+        if shutil.which(name) is not None:
+            # Without the user's own configuration, which may name another service.
+            environment = {**os.environ, "CONTAINERS_CONF": os.devnull}
+            return (name, "--remote", "--url", f"unix://{socket}"), environment
+    raise InfraError(
+        "podman is not installed, not even as a client", remedy="install podman or podman-remote"
+    )
+
+
+@functools.cache
+def _is_rootful(socket: Path) -> bool:
+    """Whether the service at `socket` is root's: its containers then need an id map of ours."""
+    program, environment = _client(socket)
+    done = _run(
+        ["info", "--format=json"], environment, stdin=None, timeout=_INFO_SECONDS, program=program
+    )
+    if done.returncode != 0:
+        raise InfraError(_words(done.stderr), where=f"podman service at {socket}")
+    return not json.loads(done.stdout)["host"]["security"]["rootless"]
+
+
+def _own_isolation() -> Isolation:
+    """Of a podman that runs here."""
+    return _isolation(_root_id_map() if os.getuid() == 0 else None)
+
+
+def _isolation(id_map: tuple[int, int] | None) -> Isolation:
+    nofile = _capped(resource.RLIMIT_NOFILE, NOFILE[1])
+    nproc = _capped(resource.RLIMIT_NPROC, NPROC)
+    return Isolation(
+        rlimits={"nofile": (min(NOFILE[0], nofile), nofile), "nproc": (nproc, nproc)},
+        id_map=id_map,
+    )
 
 
 def _stand_back(cpus: int) -> None:
@@ -380,7 +448,7 @@ def _working_oci_runtime(environment: Mapping[str, str], run_dir: Path) -> str:
         for folder in (Path(empty), Path(empty) / "etc"):  # mount points are made by mapped ids
             folder.mkdir(exist_ok=True)
             folder.chmod(0o777)
-        probe = ["run", "--rm", "--network=none", *isolation().arguments()]
+        probe = ["run", "--rm", "--network=none", *_own_isolation().arguments()]
         for name in OCI_RUNTIMES:
             if shutil.which(name, path=environment.get("PATH")) is None:
                 refusals.append(f"{name}: not installed")

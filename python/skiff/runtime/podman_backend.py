@@ -5,6 +5,10 @@ capabilities that package managers need, and no way to gain more. Memory, CPUs a
 bounded by cgroups where this user may set them; see `watchdog` for the rest. RLIMIT_NPROC (counted
 per user namespace) and RLIMIT_FSIZE hold everywhere.
 
+Inside an image the service is the host's (see `skiff.podman.bound_socket`). The store's folder is
+worth binding as well, read-only: where it is not seen, layers are looked at less often, and that an
+image was used is not noted.
+
 Not covered: CPU limits without cgroups; pulling images.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -22,7 +27,7 @@ from urllib.parse import quote
 
 from skiff.errors import InfraError
 from skiff.image_use import mark_used
-from skiff.podman import build, end_pause_process, isolation, podman_root
+from skiff.podman import CPU_PERIOD, bound_socket, build, end_pause_process, isolation
 from skiff.runtime.backend import (
     Container,
     ContainerRequest,
@@ -30,7 +35,8 @@ from skiff.runtime.backend import (
     ImageNotFoundError,
     Limits,
 )
-from skiff.runtime.podman_service import PodmanService, podman_words
+from skiff.runtime.podman_api import PodmanApi, podman_words
+from skiff.runtime.podman_service import PodmanService
 from skiff.runtime.session import Session, SessionContainer
 from skiff.runtime.shell import SPARE_PIDS
 from skiff.runtime.watchdog import Watchdog
@@ -38,7 +44,6 @@ from skiff.runtime.watchdog import Watchdog
 LABEL = "skiff.server"
 # Of podman's default capabilities. Adding to none instead would give them to users but root too.
 DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP")
-CPU_PERIOD = 100_000  # microseconds
 REMOVE_ATTEMPTS = 5
 BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting server
 
@@ -46,17 +51,17 @@ BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting se
 class PodmanContainer(SessionContainer):
     """A `backend.Container`."""
 
-    def __init__(self, service: PodmanService, container_id: str, limits: Limits) -> None:
+    def __init__(self, podman: PodmanApi, container_id: str, limits: Limits) -> None:
         self.id = container_id
         self.limits = limits
         self.name = f"container {container_id[:12]}"
-        self._service = service
+        self._podman = podman
         self._first_pid = 0
 
     async def open(self, *, again: bool = False) -> None:
         """Attach to the running container and wait for its first process. `again`: another server
         was attached before, and the command that it left running is ended."""
-        stream = await self._service.attach(self.id)
+        stream = await self._podman.attach(self.id)
         self._session = Session(
             stream,
             signal=self._signal,
@@ -70,7 +75,7 @@ class PodmanContainer(SessionContainer):
         if self._session is not None:
             self._session.fail("it was stopped")
         # The container first: closing its stdin would make it end by itself at the same moment.
-        await remove_container(self._service, self.id)
+        await remove_container(self._podman, self.id)
         if self._session is not None:
             await self._session.close()
 
@@ -84,7 +89,7 @@ class PodmanContainer(SessionContainer):
         if not paused:
             await self.pause()
         try:
-            await self._service.call(
+            await self._podman.call(
                 "POST",
                 "/commit",
                 params={"container": self.id, "repo": repository, "tag": tag, "pause": "false"},
@@ -102,13 +107,13 @@ class PodmanContainer(SessionContainer):
         return int((await self._inspect(size=True)).get("SizeRw") or 0)
 
     async def _inspect(self, *, size: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = await self._service.call(
+        found: dict[str, Any] = await self._podman.call(
             "GET", f"/containers/{self.id}/json", params={"size": str(size).lower()}
         )
         return found
 
     async def _signal(self, name: str) -> None:
-        await self._service.call("POST", f"/containers/{self.id}/kill", params={"signal": name})
+        await self._podman.call("POST", f"/containers/{self.id}/kill", params={"signal": name})
 
     async def _obituary(self) -> str:
         """Why the attach stream has ended."""
@@ -130,51 +135,64 @@ class PodmanBackend:
     def __init__(self, server_id: str, *, build_cpus: int = 1) -> None:
         self._server_id = server_id
         self._build_cpus = build_cpus
-        self._service = PodmanService()
+        bound = bound_socket()
+        self._podman = PodmanService() if bound is None else PodmanApi(bound)
+        self._store: Path | None = None
         self._controllers: frozenset[str] = frozenset()
         self._containers: set[PodmanContainer] = set()
         self._watchdog: asyncio.Task[None] | None = None
 
     async def open(self, known: Collection[str]) -> None:
         try:
-            await self._service.open()
-            info = await self._service.call("GET", "/info")
+            await self._podman.open()
+            info = await self._podman.call("GET", "/info")
+            self._controllers = frozenset(info["host"].get("cgroupControllers") or ())
+            watch_memory = "memory" not in self._controllers
+            if watch_memory and not self._podman.shares_pids():
+                raise InfraError(
+                    "has no memory cgroups, and its processes are not seen from here, so that"
+                    " nothing would bound a sandbox's memory",
+                    where=self._podman.where,
+                    remedy="run this server's image in the host's pid namespace (without --pid or"
+                    " --containall), or let the user have memory cgroups",
+                )
+            await asyncio.to_thread(isolation)  # asks a bound service once
             await self._sweep(frozenset(known))
         except BaseException:
-            await self._service.close()
+            await self._podman.close()
             raise
-        self._controllers = frozenset(info["host"].get("cgroupControllers") or ())
-        no_cgroup = "memory" not in self._controllers
-        watchdog = Watchdog(self._living, podman_root(), memory=no_cgroup)
+        self._store = _visible(Path(info["store"]["graphRoot"]).parent)
+        watchdog = Watchdog(self._living, self._store, memory=watch_memory)
         self._watchdog = asyncio.create_task(watchdog.run())
 
     async def start(self, request: ContainerRequest) -> PodmanContainer:
-        answer = await self._service.request("POST", "/containers/create", json=self._spec(request))
+        answer = await self._podman.request("POST", "/containers/create", json=self._spec(request))
         if answer.is_error:
             image = quote(request.image, safe="")
-            if (await self._service.request("GET", f"/images/{image}/exists")).status_code == 404:
+            if (await self._podman.request("GET", f"/images/{image}/exists")).status_code == 404:
                 raise ImageNotFoundError(request.image)
             raise InfraError(podman_words(answer), where=f"podman create {request.image}")
-        container = PodmanContainer(self._service, answer.json()["Id"], request.limits)
+        container = PodmanContainer(self._podman, answer.json()["Id"], request.limits)
         try:
-            await self._service.call("POST", f"/containers/{container.id}/start")
+            await self._podman.call("POST", f"/containers/{container.id}/start")
             await container.open()
         except BaseException:
             await asyncio.shield(container.remove())
             raise
         self._containers.add(container)
-        with contextlib.suppress(OSError):  # a full disk; a sandbox that runs is worth more
-            mark_used(podman_root(), request.image)
+        if self._store is not None:
+            with contextlib.suppress(OSError):  # a full disk; a sandbox that runs is worth more
+                mark_used(self._store, request.image)
         return container
 
     async def adopt(self, request: ContainerRequest) -> PodmanContainer:
-        answer = await self._service.request("GET", f"/containers/{request.name}/json")
+        answer = await self._podman.request("GET", f"/containers/{request.name}/json")
         if answer.status_code == 404:
             raise InfraError("its container is gone", where=f"container {request.name}")
         if answer.is_error:
             raise InfraError(podman_words(answer), where=f"podman inspect {request.name}")
         found = answer.json()
-        container = PodmanContainer(self._service, found["Id"], request.limits)
+        container = PodmanContainer(self._podman, found["Id"], request.limits)
         try:
             if not found["State"].get("Running"):
                 raise InfraError(_end(found["State"]), where=f"container {request.name}")
@@ -188,7 +206,7 @@ class PodmanBackend:
     async def image(self, name: str) -> ImageInfo | None:
         if name in (".", ".."):
             return None  # they would lead to another page of podman's API
-        answer = await self._service.request("GET", f"/images/{quote(name, safe='')}/json")
+        answer = await self._podman.request("GET", f"/images/{quote(name, safe='')}/json")
         if answer.status_code == 404:
             return None
         if answer.is_error:
@@ -211,10 +229,10 @@ class PodmanBackend:
         others: Any = True
         try:
             await self._sweep(frozenset())
-            others = await self._service.call("GET", "/containers/json")
+            others = await self._podman.call("GET", "/containers/json")
         finally:
-            await self._service.close()
-        if not others:
+            await self._podman.close()
+        if isinstance(self._podman, PodmanService) and not others:
             end_pause_process()
 
     def _living(self) -> set[PodmanContainer]:
@@ -224,12 +242,12 @@ class PodmanBackend:
     async def _sweep(self, known: AbstractSet[str]) -> None:
         """Remove this server's containers, but for those of these names."""
         filters = f'{{"label":["{LABEL}={self._server_id}"]}}'
-        found = await self._service.call(
+        found = await self._podman.call(
             "GET", "/containers/json", params={"all": "true", "filters": filters}
         )
         for container in found or ():
             if known.isdisjoint(container["Names"]):
-                await remove_container(self._service, container["Id"])
+                await remove_container(self._podman, container["Id"])
 
     def _spec(self, request: ContainerRequest) -> dict[str, Any]:
         """The create call's body (podman's SpecGenerator)."""
@@ -282,6 +300,11 @@ class PodmanBackend:
         return found
 
 
+def _visible(folder: Path) -> Path | None:
+    """`folder`, if this process has it before itself."""
+    return folder if os.access(folder, os.R_OK) else None
+
+
 def _backstop(request: ContainerRequest) -> int:
     """Seconds after which conmon kills the container, whether a server lives or not; 0: never."""
     lifetime = request.lifetime_seconds
@@ -294,13 +317,13 @@ def _end(state: Mapping[str, Any]) -> str:
     return f"the container has ended (exit status {state.get('ExitCode')}{memory})"
 
 
-async def remove_container(service: PodmanService, container_id: str) -> None:
+async def remove_container(podman: PodmanApi, container_id: str) -> None:
     """Kill and remove a container with its anonymous volumes; one that is gone is no error.
 
     podman refuses while the container is ending by itself, so a refusal is tried again.
     """
     for attempt in range(REMOVE_ATTEMPTS):
-        answer = await service.request(
+        answer = await podman.request(
             "DELETE",
             f"/containers/{container_id}",
             params={"force": "true", "timeout": "0", "v": "true", "ignore": "true"},

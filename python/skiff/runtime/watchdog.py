@@ -5,7 +5,8 @@ processes of a sandbox but the first are killed, and the running command reports
 goes on. Between two looks a sandbox can pass its limit: RLIMIT_FSIZE bounds a single file.
 
 Memory is the sum of RssAnon and RssShmem over the tree, so pages shared after a fork count twice.
-Sizes of the layers are asked for only when the store's file system has grown.
+Sizes of the layers are asked for only when the store's file system has grown, since each costs the
+engine tens of milliseconds; where the store is not seen (a bound service), every BLIND_SECONDS.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +23,7 @@ from skiff.errors import InfraError
 from skiff.runtime.backend import Limits
 
 LOOK_SECONDS = 1.0
+BLIND_SECONDS = 30.0
 GROWTH_BYTES = 16 << 20  # of the store's file system, that makes us look at each layer
 
 log = logging.getLogger("skiff.runtime")
@@ -44,15 +47,17 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Looks after `containers()` until cancelled. `store` is a folder of the layers' disk."""
+    """Looks after `containers()` until cancelled. `store` is a folder of the layers' disk; None:
+    it cannot be seen from here."""
 
     def __init__(
-        self, containers: Callable[[], Iterable[Watched]], store: Path, *, memory: bool
+        self, containers: Callable[[], Iterable[Watched]], store: Path | None, *, memory: bool
     ) -> None:
         self._containers = containers
         self._store = store
         self._memory = memory
-        self._used = _used_bytes(store)
+        self._used = 0 if store is None else _used_bytes(store)
+        self._looked = time.monotonic()
 
     async def run(self) -> None:
         while True:
@@ -61,9 +66,7 @@ class Watchdog:
 
     async def look(self) -> None:
         """One look at every container."""
-        used = _used_bytes(self._store)
-        grown = used - self._used > GROWTH_BYTES
-        self._used = used if grown else min(used, self._used)
+        grown = self._may_have_grown()
         if not (grown or self._memory):
             return
         table = process_table() if self._memory else {}
@@ -75,6 +78,17 @@ class Watchdog:
                     await _check_disk(container)
             except InfraError as error:  # it has just ended, or podman has: others will say so
                 log.info("watchdog: %s", error)
+
+    def _may_have_grown(self) -> bool:
+        if self._store is None:
+            due = time.monotonic() - self._looked > BLIND_SECONDS
+            if due:
+                self._looked = time.monotonic()
+            return due
+        used = _used_bytes(self._store)
+        grown = used - self._used > GROWTH_BYTES
+        self._used = used if grown else min(used, self._used)
+        return grown
 
 
 async def _check_memory(container: Watched, table: Mapping[int, tuple[int, int]]) -> None:
