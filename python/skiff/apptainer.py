@@ -7,7 +7,9 @@ server that is root are owned by ids that mean nothing on the host.
 
 The user's own settings are never read: neither ~/.apptainer nor APPTAINER_* variables.
 
-Tried with Apptainer 1.4. Not covered: SingularityCE, pulling from registries, signatures.
+What only reads or writes a SIF file (`check_sif`) needs no namespace and gets none.
+
+Tried with Apptainer 1.4. Not covered: SingularityCE, pulling from registries.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -191,6 +193,57 @@ def check_mapped(
     return done.stdout
 
 
+def run_sif(arguments: Sequence[str], *, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run `apptainer ARGUMENTS`, which work on a SIF file as a file, whatever its exit status;
+    `timeout` in seconds. Raises InfraError when it outlives that."""
+    try:
+        return subprocess.run(
+            [find_apptainer(), *arguments],
+            env=apptainer_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        where = " ".join(["apptainer", *arguments[:2]])
+        raise InfraError(f"no end after {timeout:g} s", where=where) from error
+
+
+def check_sif(arguments: Sequence[str], *, timeout: float = 600) -> None:
+    """Like `run_sif`; InfraError with its words when it fails."""
+    done = run_sif(arguments, timeout=timeout)
+    if done.returncode != 0:
+        words = done.stderr.strip()[-500:] or "no message"
+        where = " ".join(["apptainer", *arguments[:2]])
+        raise InfraError(f"exit {done.returncode}: {words}", where=where)
+
+
+def inspect_tree(tree: Path) -> bytes:
+    """What `apptainer inspect` tells of an unpacked image, as the JSON that a SIF carries so that
+    nobody needs to start it to know its labels, scripts and help. The tree is the caller's."""
+    ids = IdMap(root=os.getuid(), first=os.getuid(), count=1)
+    command = [str(find_apptainer()), "inspect", "--all", "--json", str(tree)]
+    done = _run_mapped(ids, command, environment=apptainer_environment(), timeout=60)
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip()[-500:]
+        raise InfraError(f"exit {done.returncode}: {words}", where="apptainer inspect")
+    return done.stdout
+
+
+def squashfs_tool(name: str) -> str:
+    """The path of mksquashfs or unsquashfs: Apptainer's own, else the host's. Raises InfraError."""
+    program = shutil.which(name, path=apptainer_environment()["PATH"])
+    if program is None:
+        raise InfraError(
+            f"{name} is not installed",
+            remedy="install squashfs-tools, or run tools/install-apptainer",
+        )
+    return program
+
+
 def build_sif(source: str, target: Path) -> None:
     """Make the SIF `target` of a root folder or of another source that `apptainer build` knows and
     that is on this host, such as docker-archive:/path. It is whole or absent."""
@@ -200,6 +253,54 @@ def build_sif(source: str, target: Path) -> None:
 def unpack_sif(sif: Path, target: Path) -> None:
     """Unpack a SIF into the new folder `target`, whose parent the namespace's root can write."""
     _build(str(sif), target, ["--sandbox"])
+
+
+def build_tree(
+    definition: Path,
+    target: Path,
+    *,
+    binds: Sequence[str],
+    arguments: Mapping[str, str],
+    scratch: Path,
+    output: IO[bytes],
+    watch: Callable[[], None],
+) -> None:
+    """Carry out a definition into the new folder `target`, all of it owned by this user.
+
+    Runs in a namespace of one id, so that it reads this user's files and needs no subordinate ids.
+    `binds` are host:inside[:ro] and `arguments` those of the definition; Apptainer's and the
+    definition's words go to `output`; `watch` is called twice a second. Raises InfraError.
+    """
+    options = [f"--bind={bind}" for bind in binds]
+    options += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    command = [str(find_apptainer()), "build", "--userns", "--sandbox", "--warn-unused-build-args"]
+    command.append("--force")  # else the base's labels and help stay
+    user = os.getuid()
+    process = _start(
+        IdMap(root=user, first=user, count=1),
+        [*command, *options, str(target), str(definition)],
+        environment=apptainer_environment(scratch),
+        cwd=scratch,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+                break
+            watch()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    if process.returncode != 0:
+        raise InfraError(
+            f"exit {process.returncode}",
+            where=f"apptainer build {definition.name}",
+            remedy=f"its words: {output.name}",
+        )
 
 
 def own(folder: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from skiff.errors import InfraError
 from skiff.images import sandbox
-from skiff.images.sandbox import ensure_sandbox_image, host_mirrors, image_label, read_recipe
+from skiff.images.debian import host_mirrors, read_recipe
+from skiff.images.sandbox import ensure_sandbox_image, image_label, sandbox_recipe, sandbox_rootfs
 from skiff.podman import image_exists, isolation, run_podman
 from skiff.tasks.shell import IMAGE
 
@@ -35,7 +36,7 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 def test_the_image_has_what_tasks_need() -> None:
     ensure_sandbox_image()
     assert ensure_sandbox_image() is False
-    assert image_label(IMAGE, sandbox.LABEL) == read_recipe().digest
+    assert image_label(IMAGE, sandbox.LABEL) == sandbox_recipe().digest
     show = "bash --version; git --version; patch --version; ps; python3 --version; locale"
     done = run_podman(
         ["run", "--rm", "--network=none", *isolation().arguments(), IMAGE, "sh", "-ec", show]
@@ -48,8 +49,8 @@ def test_the_image_has_what_tasks_need() -> None:
 def test_another_recipe_is_another_image() -> None:
     """A changed digest imports anew; the tar in the cache is used, so no network is needed."""
     ensure_sandbox_image()
-    recipe = read_recipe()
-    cached = sandbox.rootfs(recipe)
+    recipe = sandbox_recipe()
+    cached = sandbox_rootfs(recipe)
     changed = replace(recipe, digest="0123456789abcdef")
     (cached.parent / f"sandbox-{changed.digest}.tar").symlink_to(cached)
     try:
@@ -69,7 +70,7 @@ def test_no_image_no_label() -> None:
 
 def test_mmdebstrap_is_missing(programs: Path) -> None:
     with pytest.raises(InfraError, match="mmdebstrap is not installed") as caught:
-        sandbox.rootfs(read_recipe())
+        sandbox_rootfs(sandbox_recipe())
     assert "install the package mmdebstrap" in caught.value.remedy
 
 
@@ -77,7 +78,7 @@ def test_uidmap_is_missing(programs: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("os.getuid", lambda: 1000)
     stand_in(programs, "mmdebstrap", "exit 0")
     with pytest.raises(InfraError, match="newuidmap is not installed") as caught:
-        sandbox.rootfs(read_recipe())
+        sandbox_rootfs(sandbox_recipe())
     assert "uidmap" in caught.value.remedy
 
 
@@ -85,7 +86,7 @@ def test_mmdebstraps_own_words(programs: Path, tmp_path: Path) -> None:
     stand_in(programs, "mmdebstrap", "echo 'E: no route to mirror' >&2; exit 7")
     stand_in(programs, "newuidmap", "exit 0")
     with pytest.raises(InfraError, match="exit 7: E: no route to mirror"):
-        sandbox.rootfs(read_recipe())
+        sandbox_rootfs(sandbox_recipe())
     assert list((tmp_path / "home" / "images").iterdir()) == []
 
 
@@ -97,13 +98,13 @@ def test_the_tar_is_built_once_and_whole(programs: Path) -> None:
         'for word in "$@"; do\n'
         'case $word in *.tar) echo "$SOURCE_DATE_EPOCH $*" > "$word";; esac\ndone',
     )
-    recipe = read_recipe()
-    tar = sandbox.rootfs(recipe)
+    recipe = sandbox_recipe()
+    tar = sandbox_rootfs(recipe)
     words = tar.read_text()
     assert words.startswith(str(recipe.epoch))
     assert "--include=git,patch,procps,python3" in words
     (programs / "mmdebstrap").unlink()
-    assert sandbox.rootfs(recipe) == tar
+    assert sandbox_rootfs(recipe) == tar
     assert [path.name for path in tar.parent.iterdir()] == [tar.name]
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skiff.errors import InfraError
-from skiff.images.sandbox import LABEL, PYTHON, image_label, read_recipe
+from skiff.images.sandbox import LABEL, PYTHON, image_label, sandbox_recipe
 from skiff.podman import build
 from skiff.tasks.package import Package
 from skiff.tasks.shell import IMAGE
@@ -96,7 +96,7 @@ def build_swebench_image(
 def _digest(package: Package) -> str:
     """Changes with the sources, the dependencies, the base image and the layouts."""
     names = sorted(path.name for path in package.site.glob("*.dist-info"))
-    parts = (_FORMAT, read_recipe().digest, *names)
+    parts = (_FORMAT, sandbox_recipe().digest, *names)
     content = package.sdist.read_bytes() + "\n".join(parts).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 

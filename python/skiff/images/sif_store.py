@@ -23,7 +23,7 @@ from skiff.images.archive import Archive, Kind, detect
 from skiff.images.owner import scratch
 from skiff.images.podman_store import PodmanStore
 from skiff.images.rootfs import unpacked
-from skiff.images.sandbox import read_recipe, rootfs
+from skiff.images.sandbox import sandbox_recipe, sandbox_rootfs
 from skiff.images.store import LOCAL, Check, StoredImage, folder_bytes, not_pullable
 from skiff.tasks.shell import IMAGE
 
@@ -71,7 +71,7 @@ class SifStore:
             if shutil.which("podman") is not None and PodmanStore().save(name, tar):
                 self._make(f"docker-archive:{tar}", name, work, told=f"podman:{full}")
             elif full == IMAGE:
-                self.add(detect(rootfs(read_recipe())), name)
+                self.add(detect(sandbox_rootfs(sandbox_recipe())), name)
             elif full.startswith(LOCAL):
                 raise not_pullable(name)
             else:
