@@ -429,13 +429,19 @@ def _containers_conf(folder: Path, run_dir: Path, oci_runtime: str) -> str:
 def _conmon_script(environment: Mapping[str, str]) -> str:
     """conmon, podman's parent of a container, told to keep the container's stdin open.
 
-    Else it is closed when a client goes, and the sandboxes would end with their server.
+    Else it is closed when a client goes, and the sandboxes would end with their server. It also
+    begins in the container's bundle (the word after -b): there podman looks for the file `oom`,
+    which conmon makes in its current folder when the kernel kills for the container's memory limit.
     """
     places = os.pathsep.join([*CONMON_FOLDERS, environment.get("PATH", "")])
     found = shutil.which("conmon", path=places)
     if found is None:
         raise InfraError("conmon is not installed", remedy="install conmon, a part of podman")
-    return f'#!/bin/sh\nexec {shlex.quote(found)} --leave-stdin-open "$@"\n'
+    return (
+        "#!/bin/sh\n"
+        'for word; do [ "$before" != -b ] || cd -- "$word" || exit; before=$word; done\n'
+        f'exec {shlex.quote(found)} --leave-stdin-open "$@"\n'
+    )
 
 
 def _working_oci_runtime(environment: Mapping[str, str], run_dir: Path) -> str:

@@ -14,6 +14,7 @@ import signal
 import sys
 import textwrap
 import time
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ import pytest_asyncio
 from skiff.apptainer import apptainer_root, check_mapped
 from skiff.errors import InfraError
 from skiff.podman import check_podman
+from skiff.runtime import session
 from skiff.runtime.apptainer_backend import ApptainerBackend
 from skiff.runtime.backend import (
+    ENDED,
     Backend,
     CommandOutput,
     Container,
@@ -36,6 +39,8 @@ from skiff.runtime.backend import (
     Limits,
 )
 from skiff.runtime.podman_backend import LABEL, PodmanBackend
+from skiff.runtime.reading import PIECE_BYTES, pieces
+from skiff.runtime.reading import content as content_of
 from skiff.runtime.rootfs import RootFolders
 from skiff.runtime.watchdog import Watched
 
@@ -261,12 +266,12 @@ async def test_files(start: Start) -> None:
     container = await start("plain")
     content = os.urandom(300_000) + b"\\0\n'"
     await container.write("/tmp/a/b c/file", io.BytesIO(content), 0o640)
-    assert await container.read("/tmp/a/b c/file") == content
+    assert await content_of(container, "/tmp/a/b c/file") == content
     assert await _text(container, "stat -c %a '/tmp/a/b c/file'") == "640\n"
     await container.write("/tmp/empty", io.BytesIO(b""), 0o600)
-    assert await container.read("/tmp/empty") == b""
+    assert await content_of(container, "/tmp/empty") == b""
     with pytest.raises(FileNotFoundError):
-        await container.read("/tmp/none")
+        await content_of(container, "/tmp/none")
     with pytest.raises(OSError, match="irectory"):
         await container.write("/tmp/empty/file", io.BytesIO(b"x"), 0o644)
 
@@ -367,7 +372,87 @@ async def test_its_end_is_no_failed_command(start: Start) -> None:
     os.kill(await _first_pid(container), signal.SIGKILL)
     with pytest.raises(InfraError, match=r"ended|closed the stream"):
         await _run(container, "echo never")
-    assert container.failure is not None
+    assert container.end is not None
+    assert not container.end.own  # no process of the sandbox can do that
+
+
+@pytest.mark.parametrize("image", IMAGES)
+async def test_large_file_passes_in_pieces(image: str, start: Start) -> None:
+    container = await start(image)
+    script = "i=0; while [ $i -lt 60 ]; do head -c 1048575 /dev/zero; echo; i=$((i + 1)); done"
+    made = await _run(container, f"{{ {script}; printf end; }} >/tmp/large")
+    assert made.exit_code == 0, made
+    await _run(container, "echo warm")
+    seen = 0
+    tracemalloc.start()
+    async for piece in pieces(container, "/tmp/large"):
+        assert piece == (b"end" if len(piece) == 3 else bytes(PIECE_BYTES - 1) + b"\n")
+        seen += len(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == (60 << 20) + 3
+    assert peak < 12 << 20
+    await _run(container, "head -c 10485760 /dev/zero >>/tmp/large")
+    with pytest.raises(OSError, match="larger than 64 MiB"):
+        await anext(pieces(container, "/tmp/large"))
+
+
+async def test_files_of_the_kernel(start: Start) -> None:
+    """They have no size, and a read of them may come short."""
+    container = await start("debian")
+    assert (await content_of(container, "/proc/self/status")).startswith(b"Name:")
+    assert len(await content_of(container, "/proc/mounts")) == int(
+        await _text(container, "wc -c </proc/mounts")
+    )
+
+
+@pytest.mark.parametrize("image", IMAGES)
+async def test_end_that_the_sandbox_has_caused(image: str, engine: Engine, start: Start) -> None:
+    """Podman: memory that no process holds, so that the first one is killed for it at last.
+    Apptainer: its root may write to its first process's stdin."""
+    container = await start(image, memory_mib=32)
+    attack = "echo 'exit 3' >/proc/1/fd/0"
+    if engine.kind == "podman":
+        attack = "head -c 60m /dev/zero >/dev/shm/full; head -c 60m /dev/zero | tail >/dev/null"
+    deadline = time.monotonic() + SECONDS
+    while container.end is None:
+        await _run(container, attack)
+        assert time.monotonic() < deadline
+    for _ in range(2):
+        done = await _run(container, "echo never")
+        assert done.exit_code == ENDED, done
+        assert done.stderr.startswith(b"sandbox ended: "), done
+        assert b"out of memory" in done.stderr or b"exit status 3" in done.stderr
+    assert container.end.own
+    with pytest.raises(OSError, match="sandbox ended"):
+        await content_of(container, "/etc/passwd")
+    with pytest.raises(OSError, match="sandbox ended"):
+        await container.write("/tmp/file", io.BytesIO(b"x"), 0o644)
+    with pytest.raises(InfraError, match="sandbox ended"):
+        await container.pause()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "kill -9 -1",
+        "kill -9 1",
+        "kill -TERM 1; kill -INT 1; kill -QUIT 1; kill -ABRT 1",
+        "kill -9 $PPID",
+        "kill -HUP 1",
+        'printf "skiff_run \'open" >/proc/1/fd/0',
+        "cat /proc/1/fd/0 >/dev/null 2>&1 &",
+    ],
+)
+async def test_attack_that_its_first_process_survives(
+    attack: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "KILL_GRACE_SECONDS", 0.5)
+    container = await start("debian")
+    await _run(container, attack, timeout=1)
+    for _ in range(3):  # a thief does not get every line
+        await _run(container, "true", timeout=1)
+    assert await _text(container, "echo on") == "on\n"
 
 
 async def _first_pid(container: Container) -> int:

@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from skiff.runtime.backend import CommandOutput, Container
+from skiff.runtime.reading import content
 from skiff.runtime.sandbox_messages import Command, PathText
 from skiff.runtime.shell import COMMAND_BYTES
 
@@ -308,7 +309,7 @@ async def _shell(container: Container, command: str, cwd: str = "/") -> CommandO
 
 async def _text(container: Container, path: str) -> str:
     try:
-        return (await container.read(path)).decode()
+        return (await content(container, path)).decode()
     except UnicodeDecodeError:
         raise _MistakeError("ERROR_BINARY_FILE") from None
 

@@ -35,13 +35,14 @@ from skiff.apptainer import (
     start_mapped,
 )
 from skiff.errors import InfraError
-from skiff.runtime.backend import Container, ContainerRequest, ImageInfo, Limits
+from skiff.runtime.backend import Container, ContainerRequest, End, ImageInfo, Limits
 from skiff.runtime.fifos import FifoStream, first_process, holders, make_fifos, sandbox_ends
 from skiff.runtime.rootfs import RootFolders, disk_bytes, keep_snapshot
-from skiff.runtime.session import Session, SessionContainer
+from skiff.runtime.session import STOPPED, Session, SessionContainer
 from skiff.runtime.watchdog import Watchdog
 
 END_SECONDS = 20.0
+SIGNALLED = 128  # exit statuses from here on tell of a signal
 CAPABILITIES = (
     "CHOWN,DAC_OVERRIDE,FOWNER,FSETID,KILL,NET_BIND_SERVICE,SETFCAP,SETGID,SETUID,SYS_CHROOT"
 )
@@ -129,7 +130,7 @@ class ApptainerContainer(SessionContainer):
 
     async def remove(self) -> None:
         if self._session is not None:
-            self._session.fail("it was stopped")
+            self._session.fail(STOPPED)
         await asyncio.to_thread(remove_sandbox, self.folder)
         if self._starter is not None:
             await asyncio.to_thread(self._starter.wait)
@@ -172,8 +173,15 @@ class ApptainerContainer(SessionContainer):
         except ProcessLookupError as error:
             raise InfraError("has ended", where=self.name) from error
 
-    async def _obituary(self) -> str:
-        return "the first process of the sandbox has ended"
+    async def _obituary(self) -> End:
+        """Its first process is safe from signals of its own namespace and its stdin stays open: an
+        exit is the doing of what ran there, a SIGKILL (which `exit 137` may pretend) came from
+        outside. Only the server that has started a sandbox learns of either."""
+        if self._starter is None:
+            return End("the first process of the sandbox has ended")
+        status = await asyncio.to_thread(self._starter.wait)
+        own = 0 <= status < SIGNALLED
+        return End(f"the first process of the sandbox has ended (exit status {status})", own)
 
 
 class ApptainerBackend:
@@ -265,7 +273,7 @@ class ApptainerBackend:
                 await asyncio.to_thread(remove_sandbox, folder)
 
     def _living(self) -> set[ApptainerContainer]:
-        self._containers = {c for c in self._containers if c.failure is None}
+        self._containers = {c for c in self._containers if c.end is None}
         return self._containers
 
 

@@ -3,7 +3,7 @@
 An archive is somebody else's: names that would lead out of the folder, and links, are refused
 before anything is written; sizes are counted while unpacking, whatever the headers say. Nothing is
 unpacked on the host. Neither modes nor links nor empty folders travel. A folder's tar, not larger
-than a file may be, lies in the sandbox's /tmp for a moment and is held in memory.
+than a file may be, lies in the sandbox's /tmp for a moment, and on the server's disk.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from shlex import quote
 from typing import IO, BinaryIO, cast
 
 from skiff.runtime.backend import Container
-from skiff.runtime.session import FILE_BYTES
+from skiff.runtime.reading import FILE_BYTES, pieces
 from skiff.runtime.spool import MEMORY_BYTES
 
 MEMBERS = 10_000
@@ -76,21 +75,24 @@ async def pack(container: Container, path: str, target: BinaryIO) -> None:
     parent, name = posixpath.split(path)
     what = f"if [ -d {quote(path)} ]; then cd {quote(path)} && set -- .; else"
     what += f' cd {quote(parent)} && set -- {quote(f"./{name}")}; fi && tar -cf {tar} -- "$@"'
-    try:
-        exit_code, words = await _shell(container, what)
-        if exit_code != 0:
-            raise OSError(errno.EIO, f"tar failed in the sandbox: {words}", path)
-        content = await container.read(tar)
-    finally:
-        await _shell(container, f"rm -f {tar}")
-    with _refused("tar"):
-        await asyncio.to_thread(_zip, content, target)
+    with tempfile.SpooledTemporaryFile(MEMORY_BYTES) as spool:
+        try:
+            exit_code, words = await _shell(container, what)
+            if exit_code != 0:
+                raise OSError(errno.EIO, f"tar failed in the sandbox: {words}", path)
+            async for piece in pieces(container, tar):
+                spool.write(piece)
+        finally:
+            await _shell(container, f"rm -f {tar}")
+        spool.seek(0)
+        with _refused("tar"):
+            await asyncio.to_thread(_zip, spool, target)
 
 
-def _zip(tar: bytes, target: BinaryIO) -> None:
+def _zip(tar: IO[bytes], target: BinaryIO) -> None:
     left = UNPACKED_BYTES
     with (
-        tarfile.open(fileobj=BytesIO(tar), mode="r:") as source,
+        tarfile.open(fileobj=tar, mode="r:") as source,
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         for count, member in enumerate(source):

@@ -1,7 +1,8 @@
 """What the server needs from a container engine.
 
 Every method raises InfraError, with the engine's own words, when the engine or the container fails;
-a command that merely fails is a `CommandOutput`.
+a command that merely fails is a `CommandOutput`. So is every command of a sandbox that has been
+ended by what ran in it: see `End`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+ENDED = 137  # exit code of commands whose sandbox has ended: as if it was killed
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,27 @@ class CommandOutput:
 
 
 @dataclass(frozen=True)
+class End:
+    """Why a container is of no use any more.
+
+    own  what ran in the sandbox has ended it, which is a failure of that and not of the machinery.
+         When in doubt it is False: a trajectory is rather left out than marked down for us.
+    """
+
+    reason: str
+    own: bool = False
+
+    @property
+    def words(self) -> str:
+        """For who asks something of the ended sandbox."""
+        return f"sandbox ended: {self.reason}" if self.own else self.reason
+
+
+class SandboxEndedError(Exception):
+    """The container to take over has an end of its own (`End.own`)."""
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """An image of the engine's store. `created` is in seconds since 1970."""
 
@@ -74,19 +98,21 @@ class Container(Protocol):
     """One running container. Commands and file transfers run one at a time, in order of arrival."""
 
     @property
-    def failure(self) -> str | None:
-        """Why the container is of no use any more; None while it serves."""
+    def end(self) -> End | None:
+        """None while it serves."""
         ...
 
     async def run(
         self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
     ) -> CommandOutput:
         """Run `command` in a fresh shell; its process group is ended after `timeout` seconds or
-        when `stop` is set (SIGTERM, one second later SIGKILL)."""
+        when `stop` is set (SIGTERM, one second later SIGKILL). In a sandbox with an end of its own
+        the exit code is ENDED."""
         ...
 
-    async def read(self, path: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError, or OSError with the reason."""
+    async def read(self, path: str, *, offset: int, length: int) -> bytes:
+        """At most `length` bytes of a regular file, from `offset` on; fewer only at its end.
+        Raises FileNotFoundError, or OSError with the reason."""
         ...
 
     async def write(self, path: str, source: BinaryIO, mode: int) -> None:
@@ -121,7 +147,8 @@ class Backend(Protocol):
 
     async def adopt(self, request: ContainerRequest) -> Container:
         """Take over the container of that name from an earlier server, and wait until it answers.
-        A command that was running in it is ended first. Raises InfraError when it is gone."""
+        A command that was running in it is ended first. Raises InfraError when it is gone, and
+        SandboxEndedError."""
         ...
 
     async def image(self, name: str) -> ImageInfo | None:

@@ -96,7 +96,8 @@ class RuntimeAnswer(BaseModel):
 
     `status` and `pod_status` are two fields with two vocabularies: a client waits while the latter
     is `pending` and gives up when it is `failed`. `pod_logs` says why it has ended or failed;
-    `failure` is `image` when the task names an image that does not exist, else `infra`.
+    `failure` is `image` when the task names an image that does not exist, `sandbox` when it was
+    ended by what ran in it, else `infra`.
     """
 
     runtime_id: str

@@ -43,7 +43,7 @@ async def diff(container: Container, path: str) -> GitDiff:
         return GitDiff(original=None, modified=None)
     original = await _git(container, folder, f"show HEAD:./{shlex.quote(name)}")
     try:
-        modified = await container.read(path)
+        modified = await container.read(path, offset=0, length=FILE_BYTES)
     except OSError:
         modified = b""
     return GitDiff(original=_text(original.stdout), modified=_text(modified))

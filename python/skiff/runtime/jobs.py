@@ -74,10 +74,10 @@ class Job:
         """Wait for the end, but not for long.
 
         The stock client sleeps 0.1 s after each search that found no end; an answer that waits a
-        little spares it that.
+        little spares it that. It waits for an answer no longer than for the command.
         """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.ended.wait(), LINGER_SECONDS)
+            await asyncio.wait_for(self.ended.wait(), min(LINGER_SECONDS, self.timeout / 2))
 
     def command_event(self) -> BashCommand:
         """The command, as text that can be sent: a byte that is not UTF-8 becomes `?`."""

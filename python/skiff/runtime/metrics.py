@@ -23,6 +23,7 @@ from skiff.runtime.backend import (
     CommandOutput,
     Container,
     ContainerRequest,
+    End,
     ImageInfo,
     ImageNotFoundError,
 )
@@ -154,8 +155,8 @@ class MeasuredContainer:
         self._metrics = metrics
 
     @property
-    def failure(self) -> str | None:
-        return self.inner.failure
+    def end(self) -> End | None:
+        return self.inner.end
 
     async def run(
         self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
@@ -169,8 +170,8 @@ class MeasuredContainer:
         self._metrics.command_seconds.labels(_end(done)).observe(done.seconds)
         return done
 
-    async def read(self, path: str) -> bytes:
-        return await self.inner.read(path)
+    async def read(self, path: str, *, offset: int, length: int) -> bytes:
+        return await self.inner.read(path, offset=offset, length=length)
 
     async def write(self, path: str, source: BinaryIO, mode: int) -> None:
         await self.inner.write(path, source, mode)

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import math
 import os
+import time
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -31,20 +32,23 @@ from skiff.podman import CPU_PERIOD, bound_socket, build, end_pause_process, iso
 from skiff.runtime.backend import (
     Container,
     ContainerRequest,
+    End,
     ImageInfo,
     ImageNotFoundError,
     Limits,
 )
 from skiff.runtime.podman_api import PodmanApi, podman_words
 from skiff.runtime.podman_service import PodmanService
-from skiff.runtime.session import Session, SessionContainer
+from skiff.runtime.session import STOPPED, Session, SessionContainer, error_of
 from skiff.runtime.shell import SPARE_PIDS
 from skiff.runtime.watchdog import Watchdog
 
 LABEL = "skiff.server"
 # Of podman's default capabilities. Adding to none instead would give them to users but root too.
 DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP")
+KILLED = 137  # exit status after SIGKILL
 REMOVE_ATTEMPTS = 5
+OBITUARY_SECONDS = 5.0
 BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting server
 
 
@@ -73,7 +77,7 @@ class PodmanContainer(SessionContainer):
 
     async def remove(self) -> None:
         if self._session is not None:
-            self._session.fail("it was stopped")
+            self._session.fail(STOPPED)
         # The container first: closing its stdin would make it end by itself at the same moment.
         await remove_container(self._podman, self.id)
         if self._session is not None:
@@ -115,15 +119,19 @@ class PodmanContainer(SessionContainer):
     async def _signal(self, name: str) -> None:
         await self._podman.call("POST", f"/containers/{self.id}/kill", params={"signal": name})
 
-    async def _obituary(self) -> str:
-        """Why the attach stream has ended."""
-        try:
-            state = (await self._inspect())["State"]
-        except InfraError as error:
-            return f"the container is lost: {error.what}"
-        if state.get("Running"):
-            return "podman has closed the stream of the container"
-        return _end(state)
+    async def _obituary(self) -> End:
+        """Why the attach stream has ended. podman learns of a container's end a little later."""
+        deadline = time.monotonic() + OBITUARY_SECONDS
+        while True:
+            try:
+                state = (await self._inspect())["State"]
+            except InfraError as error:
+                return End(f"the container is lost: {error.what}")
+            if not state.get("Running"):
+                return _end(state)
+            if time.monotonic() > deadline:
+                return End("podman has closed the stream of the container")
+            await asyncio.sleep(0.02)
 
 
 class PodmanBackend:
@@ -195,7 +203,7 @@ class PodmanBackend:
         container = PodmanContainer(self._podman, found["Id"], request.limits)
         try:
             if not found["State"].get("Running"):
-                raise InfraError(_end(found["State"]), where=f"container {request.name}")
+                raise error_of(_end(found["State"]))
             await container.open(again=True)
         except BaseException:
             await asyncio.shield(container.remove())
@@ -236,7 +244,7 @@ class PodmanBackend:
             end_pause_process()
 
     def _living(self) -> set[PodmanContainer]:
-        self._containers = {c for c in self._containers if c.failure is None}
+        self._containers = {c for c in self._containers if c.end is None}
         return self._containers
 
     async def _sweep(self, known: AbstractSet[str]) -> None:
@@ -311,10 +319,19 @@ def _backstop(request: ContainerRequest) -> int:
     return 0 if lifetime is None else math.ceil(lifetime + BACKSTOP_SECONDS)
 
 
-def _end(state: Mapping[str, Any]) -> str:
-    """How the container has ended."""
-    memory = ", out of memory" if state.get("OOMKilled") else ""
-    return f"the container has ended (exit status {state.get('ExitCode')}{memory})"
+def _end(state: Mapping[str, Any]) -> End:
+    """How the container has ended.
+
+    Its first process is safe from signals of its own namespace, SIGKILL included, and its stdin
+    stays open. So an exit is the doing of what ran there, and so is a SIGKILL of the kernel for the
+    sandbox's own limit of memory. Any other SIGKILL (which `exit 137` may pretend) came from
+    outside: an administrator, a host out of memory, conmon when the sandbox is too old. Without an
+    exit status its monitor has ended, and that was not the sandbox either.
+    """
+    status, out_of_memory = state.get("ExitCode"), bool(state.get("OOMKilled"))
+    own = out_of_memory or (isinstance(status, int) and 0 <= status != KILLED)
+    memory = ", out of memory" if out_of_memory else ""
+    return End(f"the container has ended (exit status {status}{memory})", own)
 
 
 async def remove_container(podman: PodmanApi, container_id: str) -> None:

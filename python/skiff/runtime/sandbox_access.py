@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skiff.runtime.faults import failed
 from skiff.runtime.guards import capped
+from skiff.runtime.reading import FILE_BYTES
 from skiff.runtime.sandboxes import Sandbox
-from skiff.runtime.session import FILE_BYTES
 
 OPEN_PATHS = frozenset({"/health", "/alive", "/ready", "/server_info", "/openapi.json"})
 UPLOAD_PATHS = frozenset({"/skiff/file", "/api/file/upload", "/upload_file"})

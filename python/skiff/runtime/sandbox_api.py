@@ -7,24 +7,25 @@ failure of the machinery is the answer 502 with `infra_error`, never a failed co
 Paths are names inside the sandbox: its own processes open them, so that no link and no `..` leads
 to a file of the host. Only regular files are read and overwritten.
 
-Not covered: conversations and settings of the agent-server. A downloaded file is held in memory.
+Not covered: conversations and settings of the agent-server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from skiff.errors import InfraError
 from skiff.runtime import action_api, git, spool
 from skiff.runtime.faults import Failed, answer_faults, failed, sendable
 from skiff.runtime.jobs import Job, TooManyJobsError
+from skiff.runtime.reading import PIECE_BYTES, pieces
 from skiff.runtime.sandbox_access import SandboxAccess
 from skiff.runtime.sandbox_messages import (
     BashCommand,
@@ -47,6 +48,8 @@ from skiff.runtime.sandbox_routes import (
     private_router,
 )
 from skiff.runtime.sandboxes import Sandbox, State
+
+BYTES = "application/octet-stream"
 
 private = private_router()
 public = APIRouter()
@@ -125,9 +128,13 @@ async def run(body: CommandBody, sandbox: Addressed) -> CommandDone:
     responses={200: {"content": {"application/octet-stream": BINARY}}},
 )
 async def download(sandbox: Addressed, path: AbsolutePath) -> Response:
-    """A regular file's bytes."""
-    data = await sandbox.container.read(path)
-    return Response(data, media_type="application/octet-stream")
+    """A regular file's bytes, a large one in pieces. One that fails in the middle breaks the
+    connection off, so that no client takes it for whole."""
+    parts = pieces(sandbox.container, path)
+    first = await anext(parts)  # whatever is wrong with the file is answered before any of it
+    if len(first) < PIECE_BYTES:
+        return Response(first, media_type=BYTES)
+    return StreamingResponse(_joined(first, parts), media_type=BYTES)
 
 
 @private.put(
@@ -220,6 +227,12 @@ async def git_changes(sandbox: Addressed, path: AbsolutePath) -> list[GitChange]
 async def git_diff(sandbox: Addressed, path: AbsolutePath) -> GitDiff:
     """A file at HEAD and now."""
     return await git.diff(sandbox.container, path)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _job(body: CommandBody, sandbox: Sandbox) -> Job:

@@ -26,7 +26,14 @@ from typing import Any, Protocol
 
 from skiff.config.schema import Runtime
 from skiff.errors import InfraError
-from skiff.runtime.backend import Backend, Container, ContainerRequest, ImageNotFoundError, Limits
+from skiff.runtime.backend import (
+    Backend,
+    Container,
+    ContainerRequest,
+    ImageNotFoundError,
+    Limits,
+    SandboxEndedError,
+)
 from skiff.runtime.boottime import boot_id, boot_time
 from skiff.runtime.jobs import Jobs
 from skiff.runtime.journal import Entry, Journal
@@ -61,6 +68,7 @@ class Failure(StrEnum):
     """What kind of failure ended a sandbox; the client turns it into its error."""
 
     IMAGE = "image"  # the task's fault: no such image
+    SANDBOX = "sandbox"  # what ran in it has ended it, see `backend.End`
     INFRA = "infra"
 
 
@@ -376,6 +384,8 @@ class Sandboxes:
                 await self._ports.open(sandbox)
         except ImageNotFoundError:
             self.stop(sandbox, f"no image {request.image} in the store", Failure.IMAGE)
+        except SandboxEndedError as error:
+            self.stop(sandbox, str(error), Failure.SANDBOX)
         except InfraError as error:
             self.stop(sandbox, str(error), Failure.INFRA)
         else:
@@ -435,8 +445,8 @@ class Sandboxes:
         request = sandbox.request
         container = sandbox.container_or_none
         lease = request.lease_seconds
-        if sandbox.state.running and container is not None and container.failure is not None:
-            self.stop(sandbox, container.failure, Failure.INFRA)
+        if sandbox.state.running and container is not None and (end := container.end) is not None:
+            self.stop(sandbox, end.words, Failure.SANDBOX if end.own else Failure.INFRA)
         elif sandbox.state.running and sandbox.age_seconds() > request.lifetime_seconds:
             self.stop(sandbox, f"reaped: its {request.lifetime_seconds:g} s are over")
         elif sandbox.state is State.READY and sandbox.idle_seconds() > request.idle_seconds:

@@ -1,32 +1,37 @@
 """One sandbox's long-lived conversation with its first process, over the attach stream.
 
 A command costs a write and a few reads here and one fork in the sandbox; no program is started on
-the host. Calls wait for each other. When the stream ends, every waiting and later call raises
-InfraError: a dead sandbox never looks like a failed command.
+the host. Calls wait for each other. When the stream ends, the engine says how the container ended:
+every waiting and later call then raises SandboxEndedError if that was the work of what ran in it,
+and else InfraError. Who has only met a silence is told of a failure of the machinery.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO, Protocol
 
 from skiff.errors import InfraError
 from skiff.runtime import shell
-from skiff.runtime.backend import CommandOutput
+from skiff.runtime.backend import ENDED, CommandOutput, End, SandboxEndedError
 from skiff.runtime.capture import Capture
 
 STDOUT, STDERR = 1, 2
 TERM_GRACE_SECONDS = 1.0
 KILL_GRACE_SECONDS = 10.0
+LAST_LINES, LAST_LINE_SECONDS = 5, 2.0
 READY_SECONDS = 30.0
 PAUSE_SECONDS = 10.0
 FILE_SECONDS = 120.0
 CLOSE_SECONDS = 5.0
-FILE_BYTES = 64 << 20  # largest file that `read` returns
+MESSAGE_BYTES = 4096  # of a script's errors
+STOPPED = End("it was stopped")
 FLOOD_BYTES = 16 << 20  # output of one command that is dropped at full speed
 FLOOD_SLICE, FLOOD_PAUSE_SECONDS = 1 << 20, 0.02  # from then on: a pause every so many bytes
 
@@ -58,7 +63,7 @@ class Session:
         stream: Stream,
         *,
         signal: Callable[[str], Awaitable[None]],
-        obituary: Callable[[], Awaitable[str]],
+        obituary: Callable[[], Awaitable[End]],
         output_bytes: int,
         processes: int,
     ) -> None:
@@ -70,15 +75,15 @@ class Session:
         self._lock = asyncio.Lock()
         self._captures: dict[int, Capture] = {}
         self._done: asyncio.Future[None] | None = None
-        self._dead: str | None = None
+        self._end: End | None = None
         self._kill_reason: str | None = None
         self._paused = False
         self._pump = asyncio.create_task(self._receive_all())
 
     @property
-    def failure(self) -> str | None:
+    def end(self) -> End | None:
         """Why the conversation is over; None while it goes on."""
-        return self._dead
+        return self._end
 
     @property
     def busy(self) -> bool:
@@ -90,8 +95,12 @@ class Session:
         return self._paused
 
     async def open(self) -> None:
-        """Send the dispatcher; return when it answers."""
-        await self._greet(shell.dispatcher, READY_SECONDS)
+        """Send the dispatcher; return when it answers. Nobody's command has run before that, so
+        whatever happens is an InfraError."""
+        try:
+            await self._greet(shell.dispatcher, READY_SECONDS)
+        except SandboxEndedError as error:
+            raise InfraError(f"it ended at its start: {error}") from error
 
     async def reopen(self) -> None:
         """Go on where another server has left off; return when the dispatcher answers.
@@ -115,14 +124,12 @@ class Session:
         line = shell.command_line(nonce, cwd, command, processes=self._processes)
         return await self._call(line, nonce, cap=self._output_bytes, timeout=timeout, stop=stop)
 
-    async def read(self, path: str) -> bytes:
+    async def read(self, path: str, *, offset: int, length: int) -> bytes:
         """See `backend.Container.read`."""
-        most = FILE_BYTES + 1
-        done = await self._script(shell.READ, path.encode(), b"%d" % most, cap=2 * most)
+        words = (path.encode(), b"%d" % offset, b"%d" % length)
+        done = await self._script(shell.READ, *words, cap=2 * length + MESSAGE_BYTES)
         if done.exit_code == shell.NOT_FOUND:
             raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
-        if len(done.stdout) > FILE_BYTES:
-            raise OSError(errno.EFBIG, f"larger than {FILE_BYTES >> 20} MiB", path)
         _check(done, path)
         return done.stdout
 
@@ -140,12 +147,14 @@ class Session:
     async def pause(self) -> None:
         """See `backend.Container.pause`. Later calls raise InfraError; a call in flight goes on
         counting its timeout."""
+        self._check_alive()
         self._paused = True
         await self._signal(shell.PAUSE)
         await self._settle()
 
     async def resume(self) -> None:
         """See `backend.Container.resume`."""
+        self._check_alive()
         await self._signal(shell.RESUME)
         await self._settle()
         self._paused = False
@@ -156,16 +165,16 @@ class Session:
         self._kill_reason = reason
         await self._signal(shell.KILL_ALL)
 
-    def fail(self, reason: str) -> None:
-        """Calls in flight, and all later ones, raise InfraError with `reason`."""
-        if self._dead is None:
-            self._dead = reason
+    def fail(self, end: End) -> None:
+        """Calls in flight, and all later ones, raise an error with its reason."""
+        if self._end is None:
+            self._end = end
         if self._done is not None and not self._done.done():
-            self._done.set_exception(InfraError(self._dead))
+            self._done.set_exception(error_of(self._end))
 
     async def close(self) -> None:
         """End the conversation. After the container's end this waits for nothing."""
-        self.fail("it was stopped")
+        self.fail(STOPPED)
         await asyncio.wait([self._pump], timeout=CLOSE_SECONDS)
         self._pump.cancel()
         self._stream.close()
@@ -180,11 +189,13 @@ class Session:
         """Send `line(nonce)` and wait for the answer. Raises InfraError when there is none."""
         nonce = _nonce()
         async with self._lock:
-            ended = await self._exchange(line(nonce), nonce, cap=4096, timeout=timeout)
+            ended = await self._exchange(line(nonce), nonce, cap=MESSAGE_BYTES, timeout=timeout)
         if ended.timed_out:
             raise InfraError(f"its first process did not answer within {timeout:g} s")
 
-    async def _script(self, script: str, *arguments: bytes, cap: int = 4096) -> CommandOutput:
+    async def _script(
+        self, script: str, *arguments: bytes, cap: int = MESSAGE_BYTES
+    ) -> CommandOutput:
         nonce = _nonce()
         processes = self._processes + shell.SPARE_PIDS
         line = shell.script_line(nonce, script, arguments, processes=processes)
@@ -217,8 +228,7 @@ class Session:
         stop: asyncio.Event | None = None,
     ) -> CommandOutput:
         """Send a line and collect its output. Only with the lock held."""
-        if self._dead is not None:
-            raise InfraError(self._dead)
+        self._check_alive()
         out, err = Capture(nonce, cap), Capture(nonce, cap)
         self._captures = {STDOUT: out, STDERR: err}
         done = self._done = asyncio.get_running_loop().create_future()
@@ -229,10 +239,10 @@ class Session:
             interrupted = not await _ended(done, timeout, stop)
             if interrupted:
                 timed_out = stop is None or not stop.is_set()
-                await self._interrupt(done)
+                await self._interrupt(done, nonce)
             await done  # raises what `fail` has put there
         except asyncio.CancelledError:
-            self.fail("a call was broken off in the middle")
+            self.fail(End("a call was broken off in the middle"))
             raise
         finally:
             self._captures = {}
@@ -250,22 +260,46 @@ class Session:
             seconds=time.monotonic() - began,
         )
 
+    def _check_alive(self) -> None:
+        if self._end is not None:
+            raise error_of(self._end)
+
     async def _send(self, line: bytes) -> None:
         try:
             await self._stream.send(line)
         except OSError:
             await self._pump  # the reading side learns why
-            if self._dead is None:
+            if self._end is None:
                 raise
 
-    async def _interrupt(self, done: asyncio.Future[None]) -> None:
-        """SIGTERM to the running command's group, then SIGKILL; raises when neither ends it."""
-        await self._signal(shell.TERMINATE)
-        if await _ended(done, TERM_GRACE_SECONDS):
-            return
-        await self._signal(shell.KILL)
-        if not await _ended(done, KILL_GRACE_SECONDS):
-            self.fail("a command outlived SIGKILL")
+    async def _interrupt(self, done: asyncio.Future[None], nonce: str) -> None:
+        """SIGTERM to the running command's group, then SIGKILL, then SIGKILL to all.
+
+        What is deaf to that is a first process whose stdin others read or write in, as root in the
+        sandbox can: when they are gone, one of our lines is read and ends whatever was begun.
+        A first process that was broken for good, by tracing it, is not told from a kernel that
+        hangs, and counts as a failure of the machinery.
+        """
+        steps = ((shell.TERMINATE, TERM_GRACE_SECONDS), (shell.KILL, KILL_GRACE_SECONDS))
+        for name, seconds in steps:
+            await self._deliver(name, done)
+            if await _ended(done, seconds):
+                return
+        await self._deliver(shell.KILL_ALL, done)
+        for _ in range(LAST_LINES):  # others may read the first ones
+            await self._send(shell.resync() + shell.answer(nonce))
+            if await _ended(done, LAST_LINE_SECONDS):
+                return
+        self.fail(End("a command outlived SIGKILL"))
+
+    async def _deliver(self, name: str, done: asyncio.Future[None]) -> None:
+        """Signal the first process. One that has just ended takes no signal; the reading side then
+        learns why."""
+        try:
+            await self._signal(name)
+        except InfraError:
+            if not await _ended(done, TERM_GRACE_SECONDS):
+                raise
 
     async def _receive_all(self) -> None:
         """Feed the captures until the stream ends, then say why it ended."""
@@ -285,12 +319,13 @@ class Session:
             elif (dropped := sum(c.dropped for c in every) - FLOOD_BYTES) // FLOOD_SLICE > slices:
                 slices = dropped // FLOOD_SLICE
                 await asyncio.sleep(FLOOD_PAUSE_SECONDS)
-        if self._dead is not None:
+        if self._end is not None:
             return
-        reason = await self._obituary()
+        end = await self._obituary()
         if (capture := self._captures.get(STDERR)) and (words := capture.content()[-300:].strip()):
-            reason += "; its last words: " + words.decode(errors="replace")
-        self.fail(reason)
+            last = words.decode(errors="replace")
+            end = replace(end, reason=f"{end.reason}; its last words: {last}")
+        self.fail(end)
 
 
 class SessionContainer:
@@ -310,28 +345,65 @@ class SessionContainer:
         return self._session
 
     @property
-    def failure(self) -> str | None:
-        return self.session.failure
+    def end(self) -> End | None:
+        return self.session.end
 
     async def run(
         self, command: str, *, timeout: float, cwd: str, stop: asyncio.Event
     ) -> CommandOutput:
-        return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
+        try:
+            return await self.session.run(command, timeout=timeout, cwd=cwd, stop=stop)
+        except SandboxEndedError as error:
+            return CommandOutput(
+                exit_code=ENDED,
+                stdout=b"",
+                stderr=str(error).encode(),
+                timed_out=False,
+                truncated=False,
+                seconds=0,
+            )
 
-    async def read(self, path: str) -> bytes:
-        return await self.session.read(path)
+    async def read(self, path: str, *, offset: int, length: int) -> bytes:
+        with _file_errors(path):
+            return await self.session.read(path, offset=offset, length=length)
 
     async def write(self, path: str, source: BinaryIO, mode: int) -> None:
-        await self.session.write(path, source, mode)
+        with _file_errors(path):
+            await self.session.write(path, source, mode)
 
     async def pause(self) -> None:
-        await self.session.pause()
+        with _infra_errors(self.name):
+            await self.session.pause()
 
     async def resume(self) -> None:
-        await self.session.resume()
+        with _infra_errors(self.name):
+            await self.session.resume()
 
     async def kill_all(self, reason: str) -> None:
         await self.session.kill_all(reason)
+
+
+def error_of(end: End) -> Exception:
+    """What a call is answered whose container has ended so."""
+    return SandboxEndedError(end.words) if end.own else InfraError(end.words)
+
+
+@contextlib.contextmanager
+def _file_errors(path: str) -> Iterator[None]:
+    """An end of the sandbox's own is a file that cannot be read or written."""
+    try:
+        yield
+    except SandboxEndedError as error:
+        raise OSError(errno.EIO, str(error), path) from error
+
+
+@contextlib.contextmanager
+def _infra_errors(where: str) -> Iterator[None]:
+    """What is asked of the sandbox as a whole cannot be done, whoever has ended it."""
+    try:
+        yield
+    except SandboxEndedError as error:
+        raise InfraError(str(error), where=where) from error
 
 
 def _nonce() -> str:

@@ -77,7 +77,12 @@ skiff_run() {
 NOT_FOUND = 44
 # Only regular files: opening a FIFO would wait for its other end, a device would never end.
 _REGULAR = 'if [ -e "$1" ] && [ ! -f "$1" ]; then echo "not a regular file" >&2; exit 1; fi; '
-READ = f'{_REGULAR}if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec head -c "$2" <"$1"'
+# `dd` moves to the offset $2; the pieces themselves are `head`'s, since a read may come short.
+READ = (
+    f'{_REGULAR}if [ ! -e "$1" ]; then exit {NOT_FOUND}; fi; exec <"$1" || exit 1; '
+    'if [ "$2" -gt 0 ]; then dd bs=1 skip="$2" count=0 2>/dev/null || '
+    '{ echo "no dd to read on with" >&2; exit 1; }; fi; exec head -c "$3"'
+)
 _PARENTS = 'case $1 in */*) mkdir -p -- "${1%/*}/" || exit;; esac; '
 WRITE_FIRST = f'{_REGULAR}{_PARENTS}file=$1; shift; printf %b "$@" >"$file"'
 WRITE_MORE = 'file=$1; shift; printf %b "$@" >>"$file"'

@@ -1,8 +1,10 @@
 """Client of the runtime servers: start a sandbox, run commands, move files, pause and stop it.
 
 Every failure of the machinery (server gone, sandbox gone, start failed) is an InfraError; a command
-that fails is a `CommandResult`. Only a start whose connection is refused is tried again, on another
-node where there is one: a command may have run.
+that fails is a `CommandResult`. A sandbox that was ended by what ran in it (it killed its own first
+process, it used up its memory) is no failure of the machinery: its commands fail with ENDED and the
+words "sandbox ended", its files cannot be read or written. Only a start whose connection is refused
+is tried again, on another node where there is one: a command may have run.
 A server that is lost takes its own sandboxes with it and no others (see `nodes`). Sandboxes with a
 lease are kept alive in the background while their client is open.
 One event loop per client.
@@ -48,6 +50,7 @@ PAUSE_SECONDS = 60.0
 SNAPSHOT_SECONDS = 900.0
 GRACE_SECONDS = 30.0  # beyond a command's own timeout: the server ends the command, not we
 CANNOT_EXECUTE = 126  # a shell's exit code for what it can't execute
+ENDED = 137  # a shell's exit code for what was killed
 RESTART_SECONDS = 10.0  # a server that died is started again within this
 RETRY_SECONDS = 0.3
 BATCH = 64  # starts in one call
@@ -391,20 +394,17 @@ class Sandbox:
         """Run `command` in a fresh shell: bash where the image has it, else sh.
 
         Its process group is ended after `timeout` seconds. `cwd` defaults to the spec's workdir.
-        A command that no shell can take (NUL, a megabyte) fails with exit code 126.
+        A command that no shell can take (NUL, a megabyte) fails with exit code 126, one in a
+        sandbox that was ended by what ran in it with 137.
         Raises InfraError when the sandbox or its server is gone.
         """
         body = {"command": command, "timeout": timeout, "cwd": cwd}
-        answer = await self._call("POST", "/skiff/run", timeout + GRACE_SECONDS, json=body)
+        try:
+            answer = await self._call("POST", "/skiff/run", timeout + GRACE_SECONDS, json=body)
+        except _SandboxEndedError as error:
+            return _never_ran(ENDED, str(error))
         if answer.status_code == 422:
-            return CommandResult(
-                exit_code=CANNOT_EXECUTE,
-                stdout=b"",
-                stderr=detail(answer).encode(),
-                timed_out=False,
-                truncated=False,
-                seconds=0,
-            )
+            return _never_ran(CANNOT_EXECUTE, detail(answer))
         if answer.is_error:
             raise InfraError(detail(answer), where=self._where)
         found = answer.json()
@@ -419,15 +419,12 @@ class Sandbox:
 
     async def read(self, path: str) -> bytes:
         """The content of a file. Raises FileNotFoundError, or OSError when it can't be read."""
-        answer = await self._call("GET", "/skiff/file", FILE_SECONDS, params={"path": path})
-        self._check_file(answer, path)
+        answer = await self._file("GET", path)
         return answer.content
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Write a file and make its parent folders. Raises OSError when it can't be written."""
-        params = {"path": path, "mode": f"{mode:03o}"}
-        answer = await self._call("PUT", "/skiff/file", FILE_SECONDS, params=params, content=data)
-        self._check_file(answer, path)
+        await self._file("PUT", path, {"mode": f"{mode:03o}"}, content=data)
 
     async def pause(self) -> None:
         """Stop its processes where they stand; until `resume`, calls raise InfraError."""
@@ -464,23 +461,54 @@ class Sandbox:
             raise InfraError(error.what, where=self._where) from error
 
     async def _call(self, method: str, path: str, timeout: float, **content: Any) -> httpx.Response:
-        """One call of the sandbox's port. Raises InfraError, with the server's reason if any."""
+        """One call of the sandbox's port. Raises InfraError, with the server's reason if any, and
+        _SandboxEndedError."""
         try:
             answer = await self._wire.send(
                 method, self._url + path, timeout, headers=self._headers, **content
             )
         except InfraError as error:
-            reason = await self._wire.why_ended(self.server, self.session_id)
-            raise InfraError(reason or error.what, where=self._where) from error
+            raise await self._ended(error.what) from error
         if answer.status_code in (401, 502):
-            raise InfraError(detail(answer), where=self._where)
+            raise await self._ended(detail(answer))
         return answer
 
-    def _check_file(self, answer: httpx.Response, path: str) -> None:
+    async def _ended(self, words: str) -> InfraError | _SandboxEndedError:
+        """What to raise where the sandbox does not answer but with `words`."""
+        ended = await self._wire.ended(self.server, self.session_id)
+        if ended.get("failure") == "sandbox":
+            return _SandboxEndedError(ended["pod_logs"])
+        return InfraError(ended.get("pod_logs") or words, where=self._where)
+
+    async def _file(
+        self, method: str, path: str, params: Mapping[str, str] | None = None, **content: Any
+    ) -> httpx.Response:
+        """One call about a file. Raises OSError."""
+        where = {"path": path, **(params or {})}
+        try:
+            answer = await self._call(method, "/skiff/file", FILE_SECONDS, params=where, **content)
+        except _SandboxEndedError as error:
+            raise OSError(errno.EIO, str(error), path) from error
         if answer.status_code == 404:
             raise FileNotFoundError(errno.ENOENT, "no such file in the sandbox", path)
         if answer.is_error:
             raise OSError(errno.EIO, detail(answer), path)
+        return answer
+
+
+class _SandboxEndedError(Exception):
+    """What ran in the sandbox has ended it."""
+
+
+def _never_ran(exit_code: int, words: str) -> CommandResult:
+    return CommandResult(
+        exit_code=exit_code,
+        stdout=b"",
+        stderr=words.encode(),
+        timed_out=False,
+        truncated=False,
+        seconds=0,
+    )
 
 
 def _start_body(spec: SandboxSpec) -> dict[str, Any]:

@@ -64,11 +64,11 @@ class Wire:
         )
         return found
 
-    async def why_ended(self, server: str, session_id: str) -> str:
-        """Why a sandbox has ended, as far as its server can say; else an empty string."""
+    async def ended(self, server: str, session_id: str) -> Mapping[str, Any]:
+        """What a server says about a session that does not answer; nothing when it cannot."""
         with contextlib.suppress(InfraError, ConfigError):
-            return str((await self.session(server, session_id))["pod_logs"])
-        return ""
+            return await self.session(server, session_id)
+        return {}
 
     async def send(self, method: str, url: str, timeout: float, **content: Any) -> httpx.Response:
         """One exchange; InfraError when there is none. `timeout` in seconds."""
