@@ -1,11 +1,14 @@
 # `make` or `make help` lists the targets.
 PLATFORM ?= cpu
 PROFILE ?= profiles/demo.toml
+SIF ?= sif
+version := $(shell cat VERSION)
 bin := .venv/bin
 shell_scripts = $(shell git ls-files -z | xargs -0 grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh' --)
 
 .DEFAULT_GOAL := help
-.PHONY: help install host test-host apptainer demo test lint format lock clean
+.PHONY: help install host test-host apptainer demo demo-sif build-sif test-sif test lint format
+.PHONY: lock lock-debian clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +28,16 @@ apptainer: ## check Apptainer; where the host has none, unpack one into a folder
 demo: install host ## train a tiny coding agent in real sandboxes on this machine
 	@$(bin)/skiff run $(PROFILE)
 
+build-sif: install host apptainer ## build the SIFs (IMAGE="runtime trainer", DEBIAN=newest, BASE=docker://...)
+	@$(bin)/skiff images build $(IMAGE) --output $(SIF) $(if $(DEBIAN),--debian $(DEBIAN)) $(if $(BASE),--base $(BASE))
+
+test-sif: install test-host apptainer ## smoke tests of the SIFs: podman sandbox from inside, a training step
+	@SKIFF_SIF=$(abspath $(SIF)) $(bin)/python -m pytest tests/sif -m sif $(ARGS)
+
+demo-sif: install host apptainer ## the demo with both halves inside their SIFs (after build-sif)
+	@$(bin)/skiff run $(PROFILE) --set images.runtime=$(SIF)/skiff-runtime-$(version).sif \
+		--set images.trainer=$(SIF)/skiff-trainer-cpu-$(version).sif
+
 test: install test-host apptainer ## run the tests (real podman, real trainer; ARGS= goes to pytest)
 	@$(bin)/python -m pytest $(ARGS)
 
@@ -43,8 +56,11 @@ format: install ## let ruff rewrite the sources
 lock: ## resolve pyproject.toml into locks/ anew (UPGRADE=1: newest versions)
 	@tools/lock $(if $(UPGRADE),--upgrade)
 
+lock-debian: install apptainer ## take the Debian mirror's newest versions into locks/debian.txt
+	@$(bin)/skiff images build base runtime trainer-cpu trainer --output $(SIF) --lock-debian
+
 clean: ## remove .venv, caches and build leftovers (runs/ is kept)
-	rm -rf .venv .venv-tools build dist
+	rm -rf .venv .venv-tools build dist sif
 	rm -rf python/*.egg-info tools/vllm-cpu-metadata/build tools/vllm-cpu-metadata/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,8 @@ from skiff.errors import ConfigError, SkiffError
 if TYPE_CHECKING:
     from skiff.images.store import Store
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 # For commands that need sandboxes but no run; a profile given with --profile replaces it.
 _SANDBOX_PROFILE: dict[str, dict[str, Any]] = {
     "model": {"path": "none", "context_tokens": 2},
@@ -79,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(call=_report)
 
     _task_commands(commands.add_parser("tasks", help="build, list, show and check tasks"))
-    _image_commands(commands.add_parser("images", help="pull, list, prune and import images"))
+    images = commands.add_parser("images", help="sandbox images, and the SIFs that Skiff runs in")
+    image_commands = images.add_subparsers(required=True, metavar="COMMAND")
+    _image_commands(image_commands)
+    _sif_commands(image_commands)
     return parser
 
 
@@ -129,8 +134,7 @@ def _task_commands(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--profile", type=Path, help="take limits from this profile")
 
 
-def _image_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True)
+def _image_commands(commands: _Commands) -> None:
     pull = commands.add_parser("pull", help="fetch the images of tasks before they are needed")
     pull.add_argument("source", nargs="*", help="profiles (*.toml) and task specs")
     pull.add_argument("--image", action="append", default=[], metavar="NAME", help="and this one")
@@ -286,6 +290,107 @@ def _tasks_solve(parsed: argparse.Namespace, console: Console) -> int:
     solved = sum(one.reward == 1.0 for one in trajectories)
     console.print(f"{solved} of {len(trajectories)} solved")
     return 0 if solved == len(trajectories) else 1
+
+
+def _sif_commands(commands: _Commands) -> None:
+    build = commands.add_parser("build", help="build the SIFs that Skiff runs in")
+    build.add_argument("image", nargs="*", help="default: base runtime trainer-cpu")
+    build.add_argument("--output", type=Path, default=Path("sif"), help="folder of the SIFs")
+    build.add_argument("--base", metavar="URI", help="docker://... in the place of Debian's own")
+    build.add_argument("--python", type=Path, metavar="FOLDER", help="a tree of CPython 3.12")
+    build.add_argument(
+        "--flash-archs",
+        default="",
+        metavar="ARCHS",
+        help="trainer: compile flash-attn for '90;100'",
+    )
+    build.add_argument("--debian", choices=("locked", "newest"), default="locked")
+    build.add_argument("--lock-debian", action="store_true", help="write locks/debian.txt anew")
+    build.add_argument("--force", action="store_true", help="also what has not changed")
+    build.set_defaults(call=_images_build)
+
+    verify = commands.add_parser("verify", help="signature, version, lock and own test of a SIF")
+    inspect = commands.add_parser("inspect", help="what a SIF was made of")
+    sbom = commands.add_parser("sbom", help="the bill of materials (CycloneDX) in a SIF")
+    sign = commands.add_parser("sign", help="sign a SIF with the site's private key")
+    for each, call in (
+        (verify, _images_verify),
+        (inspect, _images_inspect),
+        (sbom, _images_sbom),
+        (sign, _images_sign),
+    ):
+        each.add_argument("sif", type=Path)
+        each.set_defaults(call=call)
+    verify.add_argument("--key", type=Path, help="the public key it must be signed with")
+    sign.add_argument("--key", type=Path, required=True, help="PEM, readable by its owner only")
+    compare = commands.add_parser("compare", help="the files in which two SIFs differ")
+    compare.add_argument("one", type=Path)
+    compare.add_argument("other", type=Path)
+    compare.set_defaults(call=_images_compare)
+    keys = commands.add_parser("make-key", help="a pair of keys to sign SIFs with")
+    keys.add_argument("folder", type=Path)
+    keys.set_defaults(call=_images_make_key)
+
+
+def _images_build(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.build import Options, build_images, lock_debian
+    from skiff.images.definitions import DEFAULT
+
+    options = Options(
+        output=parsed.output.absolute(),
+        base=parsed.base,
+        python=parsed.python,
+        flash_archs=parsed.flash_archs,
+        debian="newest" if parsed.lock_debian else parsed.debian,
+        force=parsed.force,
+    )
+    built = build_images(parsed.image or list(DEFAULT), options, console)
+    if parsed.lock_debian:
+        console.print(f"{lock_debian(built)}: written")
+
+
+def _images_verify(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.verify import verify_image
+
+    for sentence in verify_image(parsed.sif, key=parsed.key):
+        console.print(f"ok  {sentence}", markup=False)
+
+
+def _images_inspect(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.verify import inspect_image
+
+    print(inspect_image(parsed.sif))
+
+
+def _images_sbom(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.build import SBOM
+    from skiff.images.sif import read_object
+
+    print(read_object(parsed.sif, SBOM).decode())
+
+
+def _images_sign(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.signature import sign
+
+    sign(parsed.sif, parsed.key)
+    console.print(f"{parsed.sif}: signed", markup=False)
+
+
+def _images_compare(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.images.differences import differing_files
+
+    found = differing_files(parsed.one, parsed.other)
+    for line in found:
+        console.print(line, markup=False)
+    console.print(f"{len(found)} differences" if found else "the same")
+    return 1 if found else 0
+
+
+def _images_make_key(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.images.signature import make_key
+
+    private, public = make_key(parsed.folder)
+    console.print(f"private (keep it): {private}\npublic: {public}", markup=False)
 
 
 def _images_pull(parsed: argparse.Namespace, console: Console) -> int:

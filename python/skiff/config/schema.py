@@ -113,6 +113,13 @@ class Runtime(Section):
     start_seconds: Seconds = Field(120, description="deadline of one sandbox start")
 
 
+class Images(Section):
+    """The SIFs that the halves run in; a half without one runs from this clone."""
+
+    runtime: Path | None = Field(None, description="made by `make build-sif`")
+    trainer: Path | None = Field(None, description="made by `make build-sif`")
+
+
 class Train(Section):
     """verl's trainer."""
 
@@ -189,6 +196,7 @@ class Config(Section):
     agent: Agent = Agent()
     sandbox: Sandbox = Sandbox()
     runtime: Runtime = Runtime()
+    images: Images = Images()
     train: Train
     hardware: Hardware = Hardware()
     logging: Logging = Logging()

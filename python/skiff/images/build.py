@@ -88,6 +88,7 @@ class Options:
     output  folder of the SIFs
     base    an OCI or other source that `apptainer build` knows, in the place of mmdebstrap's Debian
     python  an interpreter's tree (it holds bin/python3.12); None: that of the running Python
+    flash_archs  GPU architectures that flash-attn is compiled for ("90;100"); "": left out
     debian  "locked": the versions of locks/debian.txt; "newest": whatever the mirror has
     cache   uv's folder of packages
     """
@@ -95,6 +96,7 @@ class Options:
     output: Path
     base: str | None = None
     python: Path | None = None
+    flash_archs: str = ""
     debian: Literal["locked", "newest"] = "locked"
     cache: Path | None = None
     force: bool = False
@@ -120,6 +122,8 @@ def build_images(names: list[str], options: Options, console: Console) -> list[B
     built, keys = [], {"": ""}
     for image in images:
         arguments = {"VERSION": release_version(), "REVISION": revision()}
+        if image.name == "trainer":
+            arguments["FLASH_ARCHS"] = options.flash_archs
         inputs = arguments | {"base": options.base or "", "debian": options.debian}
         keys[image.name] = build_key(image, inputs, keys[image.base or ""])
         target = options.output / image.file_name()
@@ -281,7 +285,9 @@ def _fill_stage(stage: Path, image: Image, options: Options, *, epoch: int) -> P
     (stage / "environment").write_text("".join(lines))
     if image.lock_file is not None:
         shutil.copy(image.lock_file, stage / "lock.txt")
-        shutil.copy(ROOT / "containers" / "install", stage / "install")
+        shutil.copy(ROOT / "locks" / "flash-attn.txt", stage)
+        for script in ("install", "flash-attn"):
+            shutil.copy(ROOT / "containers" / script, stage / script)
         shutil.copy(find_uv_bin(), stage / "uv")
         write_sources(stage / "skiff.tar", epoch=epoch)
     cache = options.cache or Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -22,6 +24,17 @@ from skiff import events
 from skiff.config import Config
 from skiff.config.load import write_config
 from skiff.errors import InfraError
+from skiff.images.runnable import runnable
+from skiff.launch.containers import (
+    Program,
+    clone_program,
+    passed_variables,
+    runtime_binds,
+    sif_program,
+    trainer_binds,
+    trainer_variables,
+)
+from skiff.podman import SOCKET_VARIABLE, podman_run_dir
 from skiff.processes import Child
 
 ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
@@ -41,6 +54,7 @@ class Halves:
     running: dict[str, Child] = field(default_factory=dict)
     dead: list[Child] = field(default_factory=list)  # servers whose sandboxes live on
     port: int | None = None  # the server's, once it has been up
+    scratch: list[Path] = field(default_factory=list)
 
     @property
     def rendezvous(self) -> Path:
@@ -49,10 +63,37 @@ class Halves:
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `entrypoints/<name>` with its output in logs/."""
-        script = self.entrypoints / name
-        command = [sys.executable, str(script), "--config", str(self.run_dir / "config.toml")]
-        command += ["--rendezvous", str(self.rendezvous), *arguments]
-        self.running[name] = Child(command, os.environ, self.log(name))
+        options = ["--config", str(self.run_dir / "config.toml")]
+        options += ["--rendezvous", str(self.rendezvous), *arguments]
+        program = self._program(name, options)
+        self.running[name] = Child(program.command, program.environment, self.log(name))
+
+    def _program(self, name: str, options: list[str]) -> Program:
+        image = self.config.images.trainer if name == "train" else self.config.images.runtime
+        if image is None:
+            return clone_program(self.entrypoints / name, options)
+        if name == "train":
+            binds, variables = trainer_binds(self.config, self.run_dir), trainer_variables()
+        else:
+            binds, variables = runtime_binds(self.config, self.run_dir), passed_variables()
+            if self.config.runtime.backend == "podman":
+                place = self._serve_podman()
+                binds.append(place.parent)
+                variables[SOCKET_VARIABLE] = str(place)
+        scratch = Path(tempfile.mkdtemp(prefix="skiff-", dir="/tmp"))  # short: Ray's sockets
+        self.scratch.append(scratch)
+        return sif_program(
+            runnable(image), options, binds=binds, scratch=scratch, variables=variables
+        )
+
+    def _serve_podman(self) -> Path:
+        """The socket of the host's podman; its service is started when there is none yet."""
+        path = podman_run_dir() / f"host-{os.getpid()}" / "podman.sock"
+        if "podman" not in self.running:
+            command = [sys.executable, "-m", "skiff.runtime.podman_host", "--socket", str(path)]
+            self.running["podman"] = Child(command, os.environ, self.log("podman"))
+            _wait_socket(self, path)
+        return path
 
     def log(self, name: str) -> Path:
         """Where one half writes."""
@@ -166,6 +207,9 @@ def _halves(halves: Halves) -> Iterator[Halves]:
             halves.stop("runtime")
             for child in halves.dead:
                 child.end()  # what no later server has taken over
+            halves.stop("podman")
+            for folder in halves.scratch:
+                shutil.rmtree(folder, ignore_errors=True)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -189,6 +233,24 @@ def _wait_ready(halves: Halves) -> None:
             )
         time.sleep(POLL_SECONDS)
     halves.port = json.loads(halves.rendezvous.read_text())["port"]
+
+
+def _wait_socket(halves: Halves, path: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not _accepts(path):
+        if halves.running["podman"].returncode is not None or time.monotonic() > deadline:
+            log = halves.log("podman")
+            raise InfraError(
+                last_error(log) or f"was not ready within {READY_SECONDS:g} s",
+                where="podman's service on the host",
+                remedy=f"log: {log}",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _restart_runtime(halves: Halves, restarts: int) -> None:

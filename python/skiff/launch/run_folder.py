@@ -17,6 +17,7 @@ from pathlib import Path
 from skiff.config import Config, load_run_config
 from skiff.config.load import write_config
 from skiff.errors import ConfigError
+from skiff.tasks.sources import FILE_KINDS
 
 CONFIG = "config.toml"
 FOLDERS = ("attempts", "rendezvous", "logs", "trajectories", "metrics", "ckpt", "data", "model")
@@ -90,4 +91,16 @@ def _absolute(config: Config) -> Config:
         model = model.model_copy(update={"path": str(Path(model.path).absolute())})
     if tasks.skip_list is not None:
         tasks = tasks.model_copy(update={"skip_list": tasks.skip_list.absolute()})
-    return config.model_copy(update={"model": model, "tasks": tasks})
+    specs = {
+        name: tuple(map(_absolute_spec, getattr(tasks, name))) for name in ("train", "validation")
+    }
+    tasks = tasks.model_copy(update=specs)
+    images = config.images
+    paths = {name: path.absolute() for name, path in images if path is not None}
+    images = images.model_copy(update=paths)
+    return config.model_copy(update={"model": model, "tasks": tasks, "images": images})
+
+
+def _absolute_spec(spec: str) -> str:
+    kind, _, rest = spec.partition(":")
+    return f"{kind}:{Path(rest).absolute()}" if kind in FILE_KINDS else spec

@@ -96,6 +96,7 @@ _READERS: dict[str, Callable[[str], list[Task]]] = {
     "swebench": lambda rest: swebench.read(Path(rest), "swebench"),
     "tasks": lambda rest: read_tasks(Path(rest)),
 }
+FILE_KINDS = ("r2e", "swegym", "swebench", "tasks")  # what follows the colon is a path
 
 
 def _check_unique(tasks: list[Task], spec: str) -> None:

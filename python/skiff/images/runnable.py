@@ -1,0 +1,59 @@
+"""What `apptainer run` is given: the SIF itself where it can be mounted, else a folder.
+
+Without setuid a SIF is mounted by FUSE. Where a user may not, Apptainer would unpack all of it
+at every start; here that is done once per node and image. Not covered: eviction of such folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from skiff.apptainer import apptainer_root, squashfs_tool
+from skiff.errors import ConfigError, InfraError
+from skiff.images.sif import root_offset
+
+FUSE = Path("/dev/fuse")
+UNPACK_SECONDS = 1800
+
+
+def runnable(sif: Path) -> Path:
+    """`sif`, or its file system in a folder of this node. Raises ConfigError, InfraError."""
+    if not sif.is_file():
+        raise ConfigError("is no file", where=f"images: {sif}", remedy="make build-sif")
+    return sif if os.access(FUSE, os.R_OK | os.W_OK) else _unpacked(sif)
+
+
+def _unpacked(sif: Path) -> Path:
+    found = sif.stat()
+    name = f"{sif.absolute()} {found.st_size} {found.st_mtime_ns}"
+    target = apptainer_root() / f"run-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=target.parent) as work:
+        made = Path(work) / "root"
+        command = [squashfs_tool("unsquashfs"), "-quiet", "-no-progress", "-no-xattrs"]
+        options = ["-offset", str(root_offset(sif)), "-dest", str(made), str(sif)]
+        done = subprocess.run(
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=UNPACK_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise InfraError(
+                done.stderr.strip()[-500:],
+                where=f"unpacking {sif.name}",
+                remedy="set SKIFF_APPTAINER_ROOT to a folder with room on a local disk",
+            )
+        try:
+            made.rename(target)
+        except OSError:  # another launcher of this node was first
+            if not target.exists():
+                raise
+    return target

@@ -1,0 +1,92 @@
+"""How an entry point is started: from this clone, or inside its SIF by `apptainer run`.
+
+Inside, the same arguments hold: every path that a config names is bound to itself. The image gets
+an empty environment but for what is passed here, no home, and /tmp on a disk of this node; secrets
+travel as variables of the process, never as arguments.
+
+Not covered: Slurm, GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skiff.apptainer import apptainer_environment, apptainer_root, find_apptainer
+from skiff.config import Config
+from skiff.config.secrets import load_secrets
+from skiff.sandbox.client import KEY_FILE_VARIABLE
+from skiff.tasks.store import skiff_home
+from skiff.train.inputs import WARM_START
+
+# What of the launcher's environment an entry point reads.
+PASSED = (KEY_FILE_VARIABLE, "SKIFF_HOME", "SKIFF_APPTAINER_ROOT", "HTTPS_PROXY", "https_proxy")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command and its whole environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+def clone_program(script: Path, arguments: Sequence[str]) -> Program:
+    """An entry point of this clone."""
+    return Program([sys.executable, str(script), *arguments], dict(os.environ))
+
+
+def sif_program(
+    image: Path,
+    arguments: Sequence[str],
+    *,
+    binds: Iterable[Path],
+    scratch: Path,
+    variables: Mapping[str, str],
+) -> Program:
+    """The entry point of an image: a SIF, or one that is unpacked in a folder.
+
+    `binds` appear at their own paths, `scratch` as /tmp.
+    """
+    paths = sorted({path.absolute() for path in binds if path.exists()})
+    for path in paths:  # a place below /tmp must exist in what is bound to /tmp
+        if path.is_relative_to("/tmp"):
+            (scratch / path.relative_to("/tmp")).mkdir(parents=True, exist_ok=True)
+    options = [f"--bind={scratch}:/tmp", "--bind=/dev/shm", *(f"--bind={path}" for path in paths)]
+    isolated = ["--userns", "--contain", "--cleanenv", "--no-home", "--pwd=/tmp"]
+    command = [str(find_apptainer()), "--silent", "run", *isolated, *options, str(image)]
+    environment = apptainer_environment()
+    environment |= {f"APPTAINERENV_{name}": value for name, value in variables.items()}
+    return Program([*command, *arguments], environment)
+
+
+def passed_variables() -> dict[str, str]:
+    """What an image gets of our environment."""
+    return {name: os.environ[name] for name in PASSED if name in os.environ}
+
+
+def trainer_binds(config: Config, run_dir: Path) -> list[Path]:
+    """Every path that the trainer reads or writes."""
+    named = [config.model.path] if config.model.path != WARM_START else []
+    specs = (*config.tasks.train, *config.tasks.validation)
+    files = [Path(rest).parent for _, _, rest in (spec.partition(":") for spec in specs) if rest]
+    key_file = os.environ.get(KEY_FILE_VARIABLE)
+    found = [run_dir, skiff_home(), *map(Path, named)]
+    found += [folder for folder in files if folder.is_absolute()]
+    return found + ([Path(key_file).parent] if key_file else [])
+
+
+def trainer_variables() -> dict[str, str]:
+    """What the trainer's image gets of our environment, and the secrets."""
+    return passed_variables() | {"SKIFF_HOME": str(skiff_home())} | load_secrets()
+
+
+def runtime_binds(config: Config, run_dir: Path) -> list[Path]:
+    """Every path that the runtime server reads or writes, but for podman's socket."""
+    if config.runtime.backend == "podman":
+        return [run_dir]
+    sifs = config.runtime.sif_folder
+    return [run_dir, apptainer_root(), skiff_home(), *([sifs] if sifs else [])]
