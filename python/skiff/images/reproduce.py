@@ -8,9 +8,11 @@ Two builds of one definition differ in what follows; `normalise` takes the diffe
 - leftovers that nothing needs: logs, lists and caches of apt, dpkg, debconf, ldconfig and of the
   account root, temporary files, the previous versions that passwd and dpkg keep.
 
-Not covered: the order in which a compiler was fed. Compiled Python files of one source differ
-when the process that made them had compiled something else before, as the workers of
-`uv --compile-bytecode` and `compileall -j` have; `compileall` in one process is the same each time.
+What CPython 3.12 compiles does not depend on the process or its number of workers (compared: 6150
+files of torch, transformers and others), so but for that time compiled files stay as they are.
+
+Not covered: packages that were installed at another path, which compiled files and scripts name;
+hard links into a package cache, whose files would be changed as well.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from skiff.apptainer import squashfs_tool
 from skiff.errors import InfraError
 
 SQUASH_SECONDS = 3600.0
-ZSTD_LEVEL = 3  # 7 GB on 2 cores: about 5 % larger than Apptainer's gzip and several times faster
+ZSTD_LEVEL = 3  # 1.7 GB of a trainer's packages: 6 s on 2 cores, with gzip 101 s for the same size
 _DAY = 86_400
 _EMPTIED = ("etc/hostname", "etc/machine-id", "etc/resolv.conf", "var/lib/dbus/machine-id")
 _REMOVED = (

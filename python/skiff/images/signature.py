@@ -22,8 +22,14 @@ PRIVATE = "skiff-signing-key.pem"
 PUBLIC = "skiff-signing-key.pub.pem"
 SECONDS = 1800.0  # all bytes of the image are read
 _OTHERS = 0o077
-# What `apptainer verify` says of objects that were changed, or added to the file in some way.
-_CHANGED = ("integrity compromised", "not signed", "not associated", "signature not found")
+# What `apptainer verify` says of objects that were changed, added (in three ways) or removed.
+_CHANGED = (
+    "integrity compromised",
+    "not signed",
+    "not associated",
+    "signature not found",
+    "signed object not found",
+)
 
 
 def make_key(folder: Path) -> tuple[Path, Path]:
@@ -92,7 +98,7 @@ def verify(sif: Path, public_key: Path) -> None:
     words = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
     if "verify envelope failed" in words[0]:
         raise ImageError(
-            "is signed with another key",
+            "is signed with another key, or its signature is damaged",
             where=str(sif),
             remedy=f"it is not from the owner of {public_key}; get the image or the key again",
         )
