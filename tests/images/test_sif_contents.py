@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ HASH = "a" * 64
 
 
 @pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The real Debian tree that sandboxes are made of, without its devices."""
     folder = tmp_path_factory.mktemp("debian")
     with tarfile.open(sandbox_rootfs(sandbox_recipe())) as archive:
         members = [one for one in archive if not one.isdev()]
         archive.extractall(folder, members, filter="tar")
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # 200 MB that pytest would keep
 
 
 @pytest.fixture(scope="module")
