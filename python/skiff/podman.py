@@ -127,7 +127,7 @@ def isolation() -> Isolation:
         return _own_isolation()
     # Our own id says nothing: in an image, root is often an ordinary user of the host. Nor is the
     # image's /etc/subuid the host's.
-    return _isolation(ROOT_ID_MAP if _is_rootful(socket) else None)
+    return _isolation(None if _service(socket).rootless else ROOT_ID_MAP)
 
 
 def podman_environment() -> dict[str, str]:
@@ -229,17 +229,18 @@ def build(
     """Build `name` from the Dockerfile in the folder `context`; RUN has no network unless asked.
 
     Base images must be in the store already: nothing is pulled. With `cpus` the build keeps to so
-    many of this process's CPUs, at the lowest priority; a bound service keeps its build to so much
-    CPU time, if it is root's.
+    many of this process's CPUs, at the lowest priority; a bound service, whose process is not
+    ours, keeps it to so much CPU time where the service has CPU cgroups.
     """
     options = [f"--build-arg={key}={value}" for key, value in (build_args or {}).items()]
     if not network:
         options.append("--network=none")
     options.append("--layers=false")  # one layer, and no nameless image of every step left behind
     begin = None
-    if cpus is not None and (socket := bound_socket()) is None:
+    socket = bound_socket()
+    if cpus is not None and socket is None:
         begin = functools.partial(_stand_back, cpus)
-    elif cpus is not None and _is_rootful(socket):  # else it may have no CPU cgroup
+    if cpus is not None and socket is not None and "cpu" in _service(socket).controllers:
         options += [f"--cpu-period={CPU_PERIOD}", f"--cpu-quota={cpus * CPU_PERIOD}"]
     check_podman(
         ["build", "--quiet", "--pull=never", *options, f"--tag={name}", str(context)],
@@ -305,16 +306,27 @@ def _client(socket: Path) -> tuple[Sequence[str], Mapping[str, str]]:
     )
 
 
+@dataclass(frozen=True)
+class _Service:
+    """A bound service: whether it is an ordinary user's, and which cgroups it may set."""
+
+    rootless: bool
+    controllers: frozenset[str]
+
+
 @functools.cache
-def _is_rootful(socket: Path) -> bool:
-    """Whether the service at `socket` is root's: its containers then need an id map of ours."""
+def _service(socket: Path) -> _Service:
     program, environment = _client(socket)
     done = _run(
         ["info", "--format=json"], environment, stdin=None, timeout=_INFO_SECONDS, program=program
     )
     if done.returncode != 0:
         raise InfraError(_words(done.stderr), where=f"podman service at {socket}")
-    return not json.loads(done.stdout)["host"]["security"]["rootless"]
+    host = json.loads(done.stdout)["host"]
+    return _Service(
+        rootless=host["security"]["rootless"],
+        controllers=frozenset(host.get("cgroupControllers") or ()),
+    )
 
 
 def _own_isolation() -> Isolation:

@@ -130,7 +130,7 @@ async def test_shutdown_leaves_nothing(
     server = launch_server(sandbox_config)
     services = _children(server.process.pid)
     assert services
-    async with client_of(server) as client:
+    async with client_of(server) as client, client_of(server, start_seconds=1) as hasty:
         sandboxes = [await client.start(make_spec(busybox_image)) for _ in range(3)]
         busy = asyncio.create_task(sandboxes[0].run("sleep 1000", timeout=900))
         await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_shutdown_leaves_nothing(
         with pytest.raises(InfraError):
             await sandboxes[1].run("true", timeout=SECONDS)
         with pytest.raises(InfraError):
-            await client.start(make_spec(busybox_image))
+            await hasty.start(make_spec(busybox_image))
     assert containers_of(server.folder) == []
     assert not (server.folder / "runtime.json").exists()
     assert not any(_alive(pid) for pid in services)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import httpx
 import pytest
 from skiff.config import Config
 from skiff.sandbox import RuntimeClient, Sandbox, SandboxSpec
@@ -24,7 +25,7 @@ async def end_by_memory(sandbox: Sandbox) -> None:
 
 
 async def test_every_call_says_so(
-    runtime_client: RuntimeClient, opened: Any, busybox_image: str
+    runtime_server: Any, runtime_client: RuntimeClient, opened: Any, busybox_image: str
 ) -> None:
     async with opened(busybox_image, memory_mib=32) as sandbox:
         await end_by_memory(sandbox)
@@ -40,6 +41,10 @@ async def test_every_call_says_so(
             deadline = time.monotonic() + SECONDS
             while not closed and (await runtime_client.health())["sandboxes"]["ready"]:
                 assert time.monotonic() < deadline  # the server notices and closes its port
+    async with httpx.AsyncClient(trust_env=False) as scraper:
+        headers = {"Authorization": f"Bearer {runtime_server.key}"}
+        text = (await scraper.get(f"{runtime_server.url}/metrics", headers=headers)).text
+    assert 'skiff_ended_total{cause="sandbox"}' in text
 
 
 async def test_it_is_graded(

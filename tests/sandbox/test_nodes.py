@@ -88,6 +88,7 @@ async def test_a_lost_node_takes_only_its_own(
     async with RuntimeClient.from_env() as client:
         started = _sandboxes(await client.start_batch([make() for _ in range(6)]))
         assert Counter(sandbox.server for sandbox in started) == dict.fromkeys(urls.values(), 3)
+        assert (await client.health())["sandboxes"]["ready"] == 6
         waiting = [asyncio.create_task(s.run("sleep 2; echo on", timeout=30)) for s in started]
         await asyncio.sleep(0.5)
         servers["a"].kill()
@@ -99,6 +100,7 @@ async def test_a_lost_node_takes_only_its_own(
             else:
                 assert not isinstance(result, BaseException)
                 assert result.text == "on\n"
+        assert (await client.health())["sandboxes"]["ready"] == 3
         for _ in range(3):  # whatever the last look at the nodes has said
             async with client.sandbox(make()) as sandbox:
                 assert sandbox.server == urls["b"]

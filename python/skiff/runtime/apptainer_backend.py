@@ -11,7 +11,11 @@ removed in it cannot be made again, and its /dev can be filled without end. What
 sandbox is Apptainer's waiting parent process (5 MiB of its own).
 
 RLIMIT_NPROC (counted per user namespace since Linux 5.14, before that per user) and RLIMIT_FSIZE
-hold; memory and disk are watched. Not covered: CPU limits, an image's USER, building of images.
+hold; memory and disk are watched.
+
+Not covered: CPU limits, as no cgroup is ours to write (the kernel shares the CPUs among sandboxes);
+an image's USER, as changing to it takes ids that a namespace inside an image lacks, and a program
+that small images lack: all commands run as the sandbox's root; building of images.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from skiff.runtime.control_messages import (
 )
 from skiff.runtime.faults import Failed, answer_faults
 from skiff.runtime.metrics import Metrics
-from skiff.runtime.sandboxes import Sandbox, Sandboxes, SandboxRequest, State
+from skiff.runtime.sandboxes import Cause, Sandbox, Sandboxes, SandboxRequest, State
 
 STATUS: dict[State, tuple[Status, PodStatus]] = {
     State.QUEUED: ("starting", "pending"),
@@ -186,7 +186,7 @@ def _turning(sandboxes: Sandboxes, config: Config) -> APIRouter:
     @router.post("/stop", responses=UNKNOWN)
     async def stop(body: RuntimeBody) -> RuntimeAnswer:
         sandbox = _found(sandboxes.by_runtime(body.runtime_id))
-        sandboxes.stop(sandbox, "stopped by its client")
+        sandboxes.stop(sandbox, "stopped by its client", Cause.CLIENT)
         return _answer(sandbox)
 
     @router.post("/snapshot", responses=UNFIT)

@@ -71,9 +71,8 @@ class Metrics:
         sandboxes.watch(self._changed)
 
     def _changed(self, sandbox: Sandbox) -> None:
-        if sandbox.state.ended:
-            by_itself = "reaped" if sandbox.reason.startswith("reaped") else "stopped"
-            self.ended.labels(sandbox.failure or by_itself).inc()
+        if sandbox.state.ended and sandbox.cause is not None:
+            self.ended.labels(sandbox.cause).inc()
 
     def text(self) -> bytes:
         """Prometheus' text exposition format."""

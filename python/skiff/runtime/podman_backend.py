@@ -48,7 +48,7 @@ LABEL = "skiff.server"
 DROPPED_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_RAW", "SETPCAP")
 KILLED = 137  # exit status after SIGKILL
 REMOVE_ATTEMPTS = 5
-OBITUARY_SECONDS = 5.0
+OBITUARY_SECONDS = 2.0
 BACKSTOP_SECONDS = 60.0  # that the engine's own clock leaves to a restarting server
 
 
@@ -131,7 +131,7 @@ class PodmanContainer(SessionContainer):
                 return _end(state)
             if time.monotonic() > deadline:
                 return End("podman has closed the stream of the container")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
 
 class PodmanBackend:

@@ -64,12 +64,22 @@ class State(StrEnum):
         return self in (State.READY, State.PAUSED)
 
 
-class Failure(StrEnum):
-    """What kind of failure ended a sandbox; the client turns it into its error."""
+class Cause(StrEnum):
+    """What ended a sandbox."""
 
+    CLIENT = "client"  # it was told to stop
+    SHUTDOWN = "shutdown"
+    LIFETIME = "lifetime"
+    IDLE = "idle"
+    LEASE = "lease"
     IMAGE = "image"  # the task's fault: no such image
     SANDBOX = "sandbox"  # what ran in it has ended it, see `backend.End`
     INFRA = "infra"
+
+    @property
+    def is_failure(self) -> bool:
+        """The client turns it into its error."""
+        return self in (Cause.IMAGE, Cause.SANDBOX, Cause.INFRA)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Sandbox:
     port: int = 0
     state: State = State.QUEUED
     reason: str = ""
-    failure: Failure | None = None
+    cause: Cause | None = None  # of its end
     created: float = 0.0  # when it was asked for, then when it became ready
     last_used: float = 0.0
     renewed: float = 0.0
@@ -117,6 +127,11 @@ class Sandbox:
         if not self.created:
             self.created = self.clock()
         self.last_used = self.renewed = self.clock()
+
+    @property
+    def failure(self) -> Cause | None:
+        """The cause, where it ended by a failure."""
+        return self.cause if self.cause is not None and self.cause.is_failure else None
 
     @property
     def container(self) -> Container:
@@ -224,7 +239,7 @@ class Sandboxes:
             self._reaper.cancel()
         lives = list(self._lives.values())
         for sandbox in list(self._lives):
-            self.stop(sandbox, "the server is shutting down")
+            self.stop(sandbox, "the server is shutting down", Cause.SHUTDOWN)
         await asyncio.gather(*lives, return_exceptions=True)
         try:
             await self.backend.close()
@@ -243,7 +258,7 @@ class Sandboxes:
             self._ports.reserve(sandbox)
             self._journal.save(self._entry(sandbox))
         except InfraError as error:
-            self.stop(sandbox, str(error), Failure.INFRA)
+            self.stop(sandbox, str(error), Cause.INFRA)
             return sandbox
         self._tell(sandbox)
         self._begin(sandbox)
@@ -286,14 +301,14 @@ class Sandboxes:
                 sandbox.last_used = self._clock()
                 self._enter(sandbox, State.READY)
 
-    def stop(self, sandbox: Sandbox, reason: str, failure: Failure | None = None) -> None:
+    def stop(self, sandbox: Sandbox, reason: str, cause: Cause) -> None:
         """End a sandbox. Its container is removed in the background."""
         if sandbox.state.ended:
             return
         waits = sandbox.state is State.QUEUED
         sandbox.reason = reason
-        sandbox.failure = failure
-        self._enter(sandbox, State.STOPPED if failure is None else State.FAILED)
+        sandbox.cause = cause
+        self._enter(sandbox, State.FAILED if cause.is_failure else State.STOPPED)
         sandbox.settled.set()
         sandbox.over.set()
         self._ports.close(sandbox)
@@ -321,7 +336,7 @@ class Sandboxes:
             port=entry.port,
             state=State(entry.state),
             reason=entry.reason,
-            failure=Failure(entry.failure) if entry.failure else None,
+            cause=Cause(entry.failure) if entry.failure else None,
             created=entry.created,
         )
         self._add(sandbox)
@@ -331,13 +346,13 @@ class Sandboxes:
         try:
             self._ports.reserve(sandbox)
         except InfraError as error:
-            self.stop(sandbox, str(error), Failure.INFRA)
+            self.stop(sandbox, str(error), Cause.INFRA)
             return
         if not sandbox.state.running:
             sandbox.state = State.QUEUED
             sandbox.created = self._clock()
         elif entry.boot != self._boot:
-            self.stop(sandbox, "its host was restarted", Failure.INFRA)
+            self.stop(sandbox, "its host was restarted", Cause.INFRA)
 
     def _add(self, sandbox: Sandbox) -> None:
         self._by_session[sandbox.request.session_id] = sandbox
@@ -383,11 +398,11 @@ class Sandboxes:
             if not sandbox.state.ended:
                 await self._ports.open(sandbox)
         except ImageNotFoundError:
-            self.stop(sandbox, f"no image {request.image} in the store", Failure.IMAGE)
+            self.stop(sandbox, f"no image {request.image} in the store", Cause.IMAGE)
         except SandboxEndedError as error:
-            self.stop(sandbox, str(error), Failure.SANDBOX)
+            self.stop(sandbox, str(error), Cause.SANDBOX)
         except InfraError as error:
-            self.stop(sandbox, str(error), Failure.INFRA)
+            self.stop(sandbox, str(error), Cause.INFRA)
         else:
             if not sandbox.state.ended:
                 now = self._clock()
@@ -402,7 +417,7 @@ class Sandboxes:
         try:
             await turn()
         except InfraError as error:
-            self.stop(sandbox, str(error), Failure.INFRA)
+            self.stop(sandbox, str(error), Cause.INFRA)
             raise
 
     def _enter(self, sandbox: Sandbox, state: State) -> None:
@@ -446,13 +461,14 @@ class Sandboxes:
         container = sandbox.container_or_none
         lease = request.lease_seconds
         if sandbox.state.running and container is not None and (end := container.end) is not None:
-            self.stop(sandbox, end.words, Failure.SANDBOX if end.own else Failure.INFRA)
+            self.stop(sandbox, end.words, Cause.SANDBOX if end.own else Cause.INFRA)
         elif sandbox.state.running and sandbox.age_seconds() > request.lifetime_seconds:
-            self.stop(sandbox, f"reaped: its {request.lifetime_seconds:g} s are over")
+            reason = f"reaped: its {request.lifetime_seconds:g} s are over"
+            self.stop(sandbox, reason, Cause.LIFETIME)
         elif sandbox.state is State.READY and sandbox.idle_seconds() > request.idle_seconds:
-            self.stop(sandbox, f"reaped: no call for {request.idle_seconds:g} s")
+            self.stop(sandbox, f"reaped: no call for {request.idle_seconds:g} s", Cause.IDLE)
         elif lease is not None and sandbox.unrenewed_seconds() > lease:
-            self.stop(sandbox, f"reaped: its lease of {lease:g} s has expired")
+            self.stop(sandbox, f"reaped: its lease of {lease:g} s has expired", Cause.LEASE)
 
     def _save_unsaved(self) -> None:
         """Bring the journal up to date once its disk has room again."""

@@ -19,7 +19,7 @@ import errno
 import os
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,14 +248,37 @@ class RuntimeClient:
             await asyncio.shield(sandbox.stop())
 
     async def health(self) -> dict[str, Any]:
-        """The health of the first server: its sandboxes by state."""
-        server = await self._server(time.monotonic() + self._start_seconds)
-        found: dict[str, Any] = await self._wire.control("GET", f"{server}/health")
+        """The sum over all servers that answer: `free` places, and `sandboxes` by state.
+
+        Raises InfraError when none answers.
+        """
+        free, sandboxes, errors = 0, Counter[str](), []
+        servers = await self._nodes.urls()
+        for found in await asyncio.gather(*(self._health(server) for server in servers)):
+            if isinstance(found, InfraError):
+                errors.append(found.what)
+            else:
+                free += found["free"]
+                sandboxes.update(found["sandboxes"])
+        if len(errors) == len(servers):
+            words = "; ".join(errors) or "no runtime server has published itself"
+            raise InfraError(words, where="runtime servers")
+        return {"free": free, "sandboxes": dict(sandboxes)}
+
+    async def _health(self, server: str) -> Mapping[str, Any] | InfraError:
+        try:
+            found: Mapping[str, Any] = await self._wire.control(
+                "GET", f"{server}/health", timeout=HEALTH_SECONDS
+            )
+        except InfraError as error:
+            return error
         return found
 
     async def _free_places(self, server: str) -> int:
-        health = await self._wire.control("GET", f"{server}/health", timeout=HEALTH_SECONDS)
-        return int(health["free"])
+        found = await self._health(server)
+        if isinstance(found, InfraError):
+            raise found
+        return int(found["free"])
 
     async def _spread(self, specs: Sequence[SandboxSpec]) -> list[tuple[str, list[SandboxSpec]]]:
         """The servers that shall take them, each with at most BATCH."""
