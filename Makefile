@@ -32,7 +32,7 @@ build-sif: install host apptainer ## build the SIFs (IMAGE="runtime trainer", DE
 	@$(bin)/skiff images build $(IMAGE) --output $(SIF) $(if $(DEBIAN),--debian $(DEBIAN)) $(if $(BASE),--base $(BASE))
 
 test-sif: install test-host apptainer ## smoke tests of the SIFs: podman sandbox from inside, a training step
-	@SKIFF_SIF=$(abspath $(SIF)) $(bin)/python -m pytest tests/sif -m sif $(ARGS)
+	@SKIFF_SIF=$(abspath $(SIF)) $(bin)/python -m pytest tests/sif $(ARGS)
 
 demo-sif: install host apptainer ## the demo with both halves inside their SIFs (after build-sif)
 	@$(bin)/skiff run $(PROFILE) --set images.runtime=$(SIF)/skiff-runtime-$(version).sif \

@@ -364,7 +364,7 @@ def _images_inspect(parsed: argparse.Namespace, console: Console) -> None:
 
 def _images_sbom(parsed: argparse.Namespace, console: Console) -> None:
     from skiff.images.build import SBOM
-    from skiff.images.sif import read_object
+    from skiff.sif import read_object
 
     print(read_object(parsed.sif, SBOM).decode())
 

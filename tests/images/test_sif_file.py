@@ -14,16 +14,9 @@ import pytest
 from skiff.apptainer import apptainer_environment, find_apptainer, inspect_tree
 from skiff.errors import ConfigError, ImageError, InfraError
 from skiff.images.reproduce import squash
-from skiff.images.sif import (
-    INSPECT,
-    ObjectType,
-    assemble,
-    image_time,
-    read_object,
-    read_objects,
-    root_offset,
-)
+from skiff.images.sif import INSPECT, assemble
 from skiff.images.signature import make_key, sign, verify
+from skiff.sif import ObjectType, image_time, read_object, read_objects, root_offset
 
 EPOCH = 1_735_689_600
 SBOM = b'{"bomFormat": "CycloneDX", "specVersion": "1.6"}\n'

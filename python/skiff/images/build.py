@@ -30,7 +30,7 @@ from rich.status import Status
 from rich.text import Text
 from uv import find_uv_bin
 
-from skiff.apptainer import build_tree
+from skiff.apptainer import build_tree, inspect_tree
 from skiff.errors import ImageError
 from skiff.files import write_atomic
 from skiff.images.debian import host_acquire, host_mirrors, read_recipe, rootfs
@@ -50,8 +50,9 @@ from skiff.images.installed import debian_packages
 from skiff.images.pins import debian_differences, differences, read_debian_lock
 from skiff.images.reproduce import normalise, squash
 from skiff.images.sbom import make_sbom
-from skiff.images.sif import assemble, read_object
+from skiff.images.sif import INSPECT, assemble
 from skiff.images.sizes import package_sizes, sizes_table
+from skiff.sif import read_object
 
 MANIFEST, LOCK, DEBIAN, SBOM = "manifest.json", "lock.txt", "debian.txt", "sbom.cdx.json"
 # What of the host's environment a build needs to reach the network; it is not kept.
@@ -201,6 +202,7 @@ def _build(
             "epoch": recipe.epoch,
         }
         extra = {
+            INSPECT: inspect_tree(tree),
             MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode(),
             LOCK: lock,
             DEBIAN: debian.encode(),

@@ -19,7 +19,7 @@ from typing import IO
 
 from skiff.apptainer import squashfs_tool
 from skiff.errors import InfraError
-from skiff.images.sif import ObjectType, read_object, read_objects, root_offset
+from skiff.sif import ObjectType, read_object, read_objects, root_offset
 
 _START_OF_DATA = b"# START OF DATA - DO NOT MODIFY\n"
 _PIECE = 1 << 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from skiff.apptainer import apptainer_root, squashfs_tool
 from skiff.errors import ConfigError, InfraError
-from skiff.images.sif import root_offset
+from skiff.sif import root_offset
 
 FUSE = Path("/dev/fuse")
 UNPACK_SECONDS = 1800
@@ -34,7 +34,7 @@ def _unpacked(sif: Path) -> Path:
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(prefix=".run-", dir=target.parent) as work:
-        made = Path(work) / "root"
+        made = Path(work) / "root"  # moved out of this closed folder when it is whole
         command = [squashfs_tool("unsquashfs"), "-quiet", "-no-progress", "-no-xattrs"]
         options = ["-offset", str(root_offset(sif)), "-dest", str(made), str(sif)]
         done = subprocess.run(

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from skiff.apptainer import check_sif, run_sif
 from skiff.errors import ConfigError, ImageError, InfraError
-from skiff.images.sif import ObjectType, image_time, read_objects, set_times
+from skiff.images.sif import set_times
+from skiff.sif import ObjectType, image_time, read_objects
 
 PRIVATE = "skiff-signing-key.pem"
 PUBLIC = "skiff-signing-key.pub.pem"

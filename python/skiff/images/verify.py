@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from skiff.apptainer import check_sif
-from skiff.errors import ImageError
+from skiff.errors import ConfigError, ImageError
 from skiff.images.build import LOCK, read_manifest
 from skiff.images.definitions import find_image, release_version
 from skiff.images.runnable import runnable
-from skiff.images.sif import read_object
 from skiff.images.signature import verify as verify_signature
+from skiff.sif import read_object
 
 TEST_SECONDS = 900.0
 
@@ -23,7 +23,8 @@ def verify_image(sif: Path, *, key: Path | None = None) -> list[str]:
 
     Raises ImageError with the first thing that is wrong, ConfigError when there is no such file.
     """
-    place = runnable(sif)
+    if not sif.is_file():
+        raise ConfigError("is no file", where=str(sif), remedy="make build-sif")
     found = []
     if key is not None:
         verify_signature(sif, key)
@@ -39,7 +40,7 @@ def verify_image(sif: Path, *, key: Path | None = None) -> list[str]:
         _same("lock", inside, wanted, sif)
         found.append(f"made of locks/{image.lock}.txt, sha256 {inside[:16]}")
     isolated = ["--userns", "--contain", "--cleanenv", "--no-home"]
-    check_sif(["test", *isolated, str(place)], timeout=TEST_SECONDS)
+    check_sif(["test", *isolated, str(runnable(sif))], timeout=TEST_SECONDS)
     found.append("its own test passes")
     return found
 
