@@ -23,7 +23,7 @@ import psutil
 import pytest
 from skiff.config import Config
 from skiff.errors import ConfigError
-from skiff.runtime.session import FILE_BYTES
+from skiff.runtime.reading import FILE_BYTES
 from skiff.sandbox.key import read_key_file
 
 SECONDS = 60.0
