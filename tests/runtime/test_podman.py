@@ -7,11 +7,12 @@ import errno
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 from skiff import podman
 from skiff.errors import InfraError
 from skiff.runtime import podman_backend
-from skiff.runtime.backend import ContainerRequest, Limits
+from skiff.runtime.backend import ContainerRequest, Limits, SandboxEndedError
 from skiff.runtime.podman_backend import PodmanBackend
 
 
@@ -107,5 +108,27 @@ async def test_a_start_outlives_a_store_that_takes_no_mark(
         )
         done = await container.run("echo on", timeout=30, cwd="/", stop=asyncio.Event())
         assert done.stdout == b"on\n"
+    finally:
+        await backend.close()
+
+
+async def test_whose_end_it_was(busybox_image: str) -> None:
+    """Memory that the sandbox has used up is its own end; a monitor that is killed is not."""
+    limits = Limits(memory_mib=32, cpus=1, pids=32, disk_mib=64, output_bytes=99, network=False)
+    requests = [ContainerRequest(f"skiff-test-end{n}", busybox_image, {}, limits) for n in (1, 2)]
+    backend = PodmanBackend("test-end")
+    await backend.open(known=())
+    try:
+        full, watched = [await backend.start(request) for request in requests]
+        attack = "head -c 60m /dev/zero >/dev/shm/full; head -c 60m /dev/zero | tail >/dev/null"
+        while full.end is None:
+            await full.run(attack, timeout=30, cwd="/", stop=asyncio.Event())
+        with pytest.raises(SandboxEndedError, match="out of memory"):
+            await backend.adopt(requests[0])
+        monitor = psutil.Process(await watched.first_pid()).parent()
+        assert monitor is not None
+        monitor.kill()
+        with pytest.raises(InfraError):
+            await watched.run("echo never", timeout=30, cwd="/", stop=asyncio.Event())
     finally:
         await backend.close()
