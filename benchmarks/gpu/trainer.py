@@ -2,7 +2,7 @@
 
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK versions    each line of the lock, compared
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK generate    vLLM, compiled, random weights
-    (generate-no-nvcc: the same where there is no nvcc; generate-no-nvcc-triton: and with Triton's
+    (generate-no-nvcc: the same without nvcc and ninja; generate-no-nvcc-triton: and with Triton's
     sampler in the place of FlashInfer's)
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK step-sdpa   two steps, without flash-attn
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK step-flash  two steps of Skiff as it is
@@ -65,7 +65,7 @@ TELLING = re.compile(
     r"init engine .*? took [\d.]+ s|Capturing CUDA graphs \(\w+\)(?=: 100%)|"
     r"'attn_implementation': '\w+'|Flash Attention 2"
 )
-# Environments of vLLM. An image has no nvcc where FlashInfer looks for it.
+# Environments of vLLM. A node or an image may have neither nvcc nor ninja.
 _NO_NVCC = {
     "CUDA_HOME": "/nonexistent",
     "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -346,13 +346,14 @@ def report(work: Path) -> None:
 
 
 def engine_words(found: dict[str, Any]) -> str:
-    seconds, line = max(found["silences"], default=(0.0, ""))
-    silence = f"longest silence {seconds:.0f} s, after `{line[-60:].strip()}`"
     if found["exit_code"] != 0:
         return f"ended with exit code {found['exit_code']}: `{''.join(found['error'])[:100]}`"
+    captured = "Graph capturing finished"
+    waits = [seconds for seconds, line in found["silences"] if captured in line]
     return (
         f"{found['tokens']} tokens; compilation {found['compilation']}, CUDA graphs "
-        f"{found['cuda_graphs']}; start {found['start_seconds']:.0f} s, {silence}"
+        f"{found['cuda_graphs']}; start {found['start_seconds']:.0f} s, of which silent after the "
+        f"capture of graphs {sum(waits):.0f} s"
     )
 
 
