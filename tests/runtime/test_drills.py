@@ -256,7 +256,7 @@ def test_journal_that_is_damaged(tmp_path: Path) -> None:
 class Quiet:
     """Containers that do nothing, as the clock's tests need none."""
 
-    failure = None
+    end = None
 
     def __init__(self) -> None:
         self.known: list[str] = []
