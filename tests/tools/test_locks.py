@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = [ROOT / "locks/cpu.txt", ROOT / "locks/cuda.txt"]
+LOCKS = [
+    ROOT / f"locks/{name}.txt" for name in ("cpu", "cuda", "runtime", "trainer-cpu", "flash-attn")
+]
 
 
 @pytest.fixture
