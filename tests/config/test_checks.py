@@ -68,6 +68,14 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         {"hardware": {"platform": "cpu"}},
         ("hardware.platform = 'cpu'", "hardware.dtype = 'bfloat16'", "set hardware.dtype"),
     ),
+    "cpu-attention": (
+        {"hardware": {**CPU, "attention": "flash_attention_2"}},
+        ("hardware.platform = 'cpu'", "hardware.attention = 'flash_attention_2'", "use 'sdpa'"),
+    ),
+    "critic-attention": (
+        {"train": {"algorithm": "ppo"}},
+        ("train.algorithm = 'ppo'", "hardware.attention = 'sdpa'", "flash_attention_2"),
+    ),
     "cpu-nodes": (
         {"hardware": {**CPU, "nodes": 2}},
         ("hardware.platform = 'cpu'", "hardware.nodes > 1", "set hardware.nodes = 1"),
@@ -144,5 +152,7 @@ def test_a_foreign_server_has_its_own_limit(runtime_config: Callable[..., Config
 
 
 def test_ppo_needs_no_group(runtime_config: Callable[..., Config]) -> None:
-    config = runtime_config(rollout={"trajectories_per_prompt": 1}, train={"algorithm": "ppo"})
+    config = runtime_config(
+        rollout={"trajectories_per_prompt": 1}, train={"algorithm": "ppo"}, hardware=CPU
+    )
     assert config.rollout.trajectories_per_prompt == 1

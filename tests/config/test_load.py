@@ -198,7 +198,9 @@ def configs(draw: st.DrawFn) -> Config:
             "mini_batch_prompts": draw(st.none() | st.just(prompts) | st.just(1)),
             "on_infra_failure": draw(st.sampled_from(["mask", "stop"])),
         },
-        "hardware": {"platform": "cpu", "dtype": "float32"} if cpu else {"nodes": 1},
+        "hardware": {"platform": "cpu", "dtype": "float32"}
+        if cpu
+        else {"attention": "flash_attention_2"},
         "logging": {"project": draw(texts)},
     }
     if warm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_paths_are_bound_to_themselves_and_secrets_stay_off_the_command_line(
     )
     assert program.command[-3:] == ["/images/a.sif", "--config", "c"]
     assert f"--bind={scratch}:/tmp" in program.command
-    assert f"--bind={run_dir}" in program.command
+    assert f"--bind={run_dir}:{run_dir}" in program.command
     assert not any("absent" in word or "planted" in word for word in program.command)
     assert program.environment["APPTAINERENV_WANDB_API_KEY"] == "planted"
     assert "LD_PRELOAD" not in program.environment
@@ -42,7 +43,10 @@ def test_a_place_below_tmp_exists_in_what_is_bound_to_tmp(tmp_path: Path) -> Non
     assert (scratch / tmp_path.relative_to("/tmp")).is_dir()
 
 
-def test_the_trainer_sees_the_files_that_the_profile_names(config: Config, tmp_path: Path) -> None:
+def test_the_trainer_sees_the_files_that_the_profile_names(
+    runtime_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = runtime_config()
     tasks = config.tasks.model_copy(update={"train": (f"tasks:{tmp_path / 'data' / 'a.jsonl'}",)})
     changed = config.model_copy(update={"tasks": tasks})
     binds = trainer_binds(changed, tmp_path / "run")

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from skiff.config import Config, load_config
 from skiff.errors import ConfigError
+from skiff.train.inputs import check_attention
 from skiff.train.overrides import verl_environment, verl_overrides
 
 Configured = Callable[..., Config]
@@ -28,7 +29,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo-cuda-kl": {
         "train": {"algorithm": "ppo", "kl_coefficient": 0.01, "mini_batch_prompts": 2},
         "rollout": {"prompts_per_step": 4},
-        "hardware": {"gpus_per_node": 2, "tensor_parallel": 2},
+        "hardware": {
+            "gpus_per_node": 2,
+            "tensor_parallel": 2,
+            "attention": "flash_attention_2",
+        },
     },
 }
 
@@ -185,3 +190,24 @@ def test_the_environment_names_the_run(runtime_config: Configured) -> None:
     assert all(isinstance(value, str) for value in cpu.values())
     assert not {"WANDB_API_KEY", "HF_TOKEN"} & set(cpu)
     assert os.pathsep not in cpu["SKIFF_RUN"]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_the_trainers_attention_is_the_profiles(
+    runtime_config: Configured, compose: Compose, attention: str
+) -> None:
+    """verl's default is flash-attn and no padding; without the package neither works."""
+    model = compose(runtime_config(hardware={"attention": attention})).actor_rollout_ref.model
+    assert model.override_config.attn_implementation == attention
+    assert model.use_remove_padding == (attention == "flash_attention_2")
+
+
+def test_flash_attention_is_looked_for_before_anything_starts(runtime_config: Configured) -> None:
+    with pytest.raises(ConfigError, match="is not installed here") as caught:
+        check_attention(runtime_config(hardware={"attention": "flash_attention_2"}))
+    assert "--flash-archs" in caught.value.remedy
+    check_attention(runtime_config())
+
+
+def test_no_sampler_is_compiled_at_the_start(runtime_config: Configured) -> None:
+    assert verl_environment(runtime_config(), RUN)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"

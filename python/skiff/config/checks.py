@@ -9,7 +9,13 @@ from skiff.config.schema import Config
 
 def check(config: Config) -> list[str]:
     """All faults of a config whose single fields are valid; empty when there are none."""
-    return [*_lengths(config), *_batches(config), *_hardware(config), *_times(config)]
+    return [
+        *_lengths(config),
+        *_batches(config),
+        *_hardware(config),
+        *_times(config),
+        *_slurm(config),
+    ]
 
 
 def _lengths(config: Config) -> Iterator[str]:
@@ -78,6 +84,17 @@ def _hardware(config: Config) -> Iterator[str]:
             f"hardware.platform = 'cpu' with hardware.dtype = '{hardware.dtype}': gloo and the CPU"
             " engine are exercised in float32 only; set hardware.dtype = 'float32'"
         )
+    if hardware.platform == "cpu" and hardware.attention != "sdpa":
+        yield (
+            f"hardware.platform = 'cpu' with hardware.attention = '{hardware.attention}':"
+            " flash-attn is for GPUs; use 'sdpa'"
+        )
+    critic_on_gpu = hardware.platform == "cuda" and config.train.algorithm == "ppo"
+    if critic_on_gpu and hardware.attention == "sdpa":
+        yield (
+            "train.algorithm = 'ppo' with hardware.attention = 'sdpa': verl's critic asks for"
+            " flash-attn by name on GPUs; set hardware.attention = 'flash_attention_2'"
+        )
     if hardware.platform == "cpu" and hardware.nodes > 1:
         yield "hardware.platform = 'cpu' with hardware.nodes > 1: set hardware.nodes = 1"
     if config.model.path == "warm-start" and config.warm_start is None:
@@ -113,3 +130,49 @@ def _times(config: Config) -> Iterator[str]:
             f"runtime.idle_seconds ({runtime.idle_seconds:g}) is not above agent.command_seconds "
             f"({agent.command_seconds:g}): a sandbox would be reaped during a command; raise it"
         )
+
+
+def _slurm(config: Config) -> Iterator[str]:
+    slurm, hardware, runtime = config.slurm, config.hardware, config.runtime
+    if slurm is None:
+        return
+    if runtime.url is None and runtime.host in ("127.0.0.1", "localhost", "::1"):
+        yield (
+            f"[slurm] with runtime.host = '{runtime.host}': the trainer's node cannot reach it; set"
+            " runtime.host = '0.0.0.0'"
+        )
+    if runtime.port and slurm.runtime.nodes > 1 and runtime.url is None:
+        yield (
+            f"runtime.port = {runtime.port} with slurm.runtime.nodes = {slurm.runtime.nodes}: each"
+            " server takes a free port of its own; set runtime.port = 0"
+        )
+    if hardware.nodes > 1:
+        yield (
+            f"[slurm] with hardware.nodes = {hardware.nodes}: the trainer runs on one node; set"
+            " hardware.nodes = 1"
+        )
+    gpus = _gpus(slurm.trainer.gres)
+    if hardware.platform == "cuda" and gpus is not None and gpus != hardware.gpus_per_node:
+        yield (
+            f"slurm.trainer.gres = '{slurm.trainer.gres}' with hardware.gpus_per_node ="
+            f" {hardware.gpus_per_node}: both count a node's GPUs; make them equal"
+        )
+    if hardware.platform == "cuda" and slurm.trainer.gres is None and not slurm.trainer.extra:
+        yield (
+            "hardware.platform = 'cuda' without slurm.trainer.gres: no GPU would be given; set"
+            f" slurm.trainer.gres = 'gpu:{hardware.gpus_per_node}'"
+        )
+    if slurm.requeues and slurm.mode == "two-jobs":
+        yield (
+            f"slurm.requeues = {slurm.requeues} with slurm.mode = 'two-jobs': one half would start"
+            " again without the other; set slurm.mode = 'het' or slurm.requeues = 0"
+        )
+
+
+def _gpus(gres: str | None) -> int | None:
+    """The count in 'gpu', 'gpu:2' or 'gpu:a100:2'; None when it names no GPU."""
+    for one in (gres or "").split(","):
+        name, *rest = one.split("(")[0].split(":")
+        if name == "gpu":
+            return int(rest[-1]) if rest and rest[-1].isdecimal() else 1
+    return None

@@ -10,17 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Frozen, and strict about unknown keys: a typo is an error, not a default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from skiff.config.section import NotNegative, Positive, Seconds, Section
+from skiff.config.slurm import Slurm
 
 
 class Run(Section):
@@ -118,6 +111,7 @@ class Images(Section):
 
     runtime: Path | None = Field(None, description="made by `make build-sif`")
     trainer: Path | None = Field(None, description="made by `make build-sif`")
+    binds: tuple[Path, ...] = Field((), description="further folders that both may read and write")
 
 
 class Train(Section):
@@ -159,6 +153,9 @@ class Hardware(Section):
     tensor_parallel: Positive = 1
     micro_batch: Positive = Field(1, description="trajectories per rank and forward pass")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="of the trainer; the second needs flash-attn, and skips padding"
+    )
     offload: bool = False
     engine_cache_gib: Positive = Field(4, description="cpu only: KV cache")
     engine_sequences: Positive = Field(64, description="most sequences decoded together")
@@ -201,3 +198,4 @@ class Config(Section):
     hardware: Hardware = Hardware()
     logging: Logging = Logging()
     warm_start: WarmStart | None = None
+    slurm: Slurm | None = None

@@ -44,18 +44,25 @@ def sif_program(
     arguments: Sequence[str],
     *,
     binds: Iterable[Path],
+    readable: Iterable[Path] = (),
     scratch: Path,
     variables: Mapping[str, str],
 ) -> Program:
     """The entry point of an image: a SIF, or one that is unpacked in a folder.
 
-    `binds` appear at their own paths, `scratch` as /tmp.
+    `binds` appear at their own paths, `readable` do so read-only, `scratch` is /tmp.
     """
-    paths = sorted({path.absolute() for path in binds if path.exists()})
+    modes = {path.absolute(): ":ro" for path in readable if path.exists()}
+    modes |= {path.absolute(): "" for path in binds if path.exists()}
+    paths = sorted(modes)
     for path in paths:  # a place below /tmp must exist in what is bound to /tmp
         if path.is_relative_to("/tmp"):
             (scratch / path.relative_to("/tmp")).mkdir(parents=True, exist_ok=True)
-    options = [f"--bind={scratch}:/tmp", "--bind=/dev/shm", *(f"--bind={path}" for path in paths)]
+    options = [
+        f"--bind={scratch}:/tmp",
+        "--bind=/dev/shm",
+        *(f"--bind={path}:{path}{modes[path]}" for path in paths),
+    ]
     isolated = ["--userns", "--contain", "--cleanenv", "--no-home", "--pwd=/tmp"]
     command = [str(find_apptainer()), "--silent", "run", *isolated, *options, str(image)]
     environment = apptainer_environment()

@@ -34,7 +34,7 @@ from skiff.launch.containers import (
     trainer_binds,
     trainer_variables,
 )
-from skiff.podman import SOCKET_VARIABLE, podman_run_dir
+from skiff.podman import SOCKET_VARIABLE, podman_root, podman_run_dir
 from skiff.processes import Child
 
 ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
@@ -72,6 +72,7 @@ class Halves:
         image = self.config.images.trainer if name == "train" else self.config.images.runtime
         if image is None:
             return clone_program(self.entrypoints / name, options)
+        readable: list[Path] = []
         if name == "train":
             binds, variables = trainer_binds(self.config, self.run_dir), trainer_variables()
         else:
@@ -79,11 +80,17 @@ class Halves:
             if self.config.runtime.backend == "podman":
                 place = self._serve_podman()
                 binds.append(place.parent)
+                readable.append(podman_root())  # so that the disk of each sandbox is watched
                 variables[SOCKET_VARIABLE] = str(place)
         scratch = Path(tempfile.mkdtemp(prefix="skiff-", dir="/tmp"))  # short: Ray's sockets
         self.scratch.append(scratch)
         return sif_program(
-            runnable(image), options, binds=binds, scratch=scratch, variables=variables
+            runnable(image),
+            options,
+            binds=binds,
+            readable=readable,
+            scratch=scratch,
+            variables=variables,
         )
 
     def _serve_podman(self) -> Path:

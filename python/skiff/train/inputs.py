@@ -6,6 +6,7 @@ Not covered: whether the model fits into memory, and whether the tasks' images e
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from skiff.config import Config
@@ -31,6 +32,16 @@ def check_places(config: Config) -> None:
             f"is set, but the variable {KEY_FILE_VARIABLE} is not",
             where="runtime.url",
             remedy=f"set {KEY_FILE_VARIABLE} to the key file of that server",
+        )
+
+
+def check_attention(config: Config) -> None:
+    """Where the trainer runs. Raises ConfigError when flash-attn is asked for and absent."""
+    if config.hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ConfigError(
+            "is not installed here",
+            where='hardware.attention = "flash_attention_2"',
+            remedy='use "sdpa", or an image built with `skiff images build trainer --flash-archs`',
         )
 
 

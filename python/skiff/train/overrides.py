@@ -27,6 +27,7 @@ def verl_overrides(config: Config, run_dir: Path, model: str) -> list[str]:
         _algorithm(config),
         _critic(config, model) if config.train.algorithm == "ppo" else {},
         _trainer(config, run_dir),
+        _attention(config),
         _cpu(config) if config.hardware.platform == "cpu" else {},
     ]
     merged: dict[str, object] = {}
@@ -53,6 +54,10 @@ def verl_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
     }
+    if config.hardware.platform == "cuda":
+        # FlashInfer's sampler is compiled by ninja and nvcc at the first start: a minute where they
+        # are, the engine's end where they are not. verl's log-probs never take it.
+        env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if config.hardware.platform == "cpu":
         threads = str(config.hardware.cpu_threads)
         env |= {
@@ -206,16 +211,26 @@ def _trainer(config: Config, run_dir: Path) -> dict[str, object]:
     }
 
 
+def _attention(config: Config) -> dict[str, object]:
+    """verl's own default asks for flash-attn, which has to be compiled per architecture."""
+    attention = config.hardware.attention
+    models = ["actor_rollout_ref.model"]
+    if config.train.algorithm == "ppo":
+        models.append("critic.model")
+    overrides: dict[str, object] = {}
+    for model in models:
+        overrides[f"{model}.use_remove_padding"] = attention == "flash_attention_2"
+        overrides[f"+{model}.override_config.attn_implementation"] = attention
+    return overrides
+
+
 def _cpu(config: Config) -> dict[str, object]:
     """What the stock defaults take for granted about an accelerator, undone."""
-    model = "actor_rollout_ref.model"
     actor = "actor_rollout_ref.actor"
     rollout = "actor_rollout_ref.rollout"
     ranks = config.hardware.gpus_per_node
     overrides: dict[str, object] = {
         "trainer.device": "cpu",
-        f"{model}.use_remove_padding": False,
-        f"+{model}.override_config.attn_implementation": "sdpa",
         f"{actor}.use_torch_compile": False,
         f"{actor}.fsdp_config.use_torch_compile": False,
         f"{actor}.fsdp_config.model_dtype": "fp32",
@@ -236,8 +251,6 @@ def _cpu(config: Config) -> dict[str, object]:
         overrides["actor_rollout_ref.ref.fsdp_config.use_torch_compile"] = False
     if config.train.algorithm == "ppo":
         overrides |= {
-            "critic.model.use_remove_padding": False,
-            "+critic.model.override_config.attn_implementation": "sdpa",
             "critic.fsdp.use_torch_compile": False,
             "critic.fsdp.model_dtype": "fp32",
             "+critic.fsdp.mixed_precision.param_dtype": "fp32",

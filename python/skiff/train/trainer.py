@@ -29,7 +29,7 @@ from skiff.train import resume
 from skiff.train.causes import cause_of
 from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment
-from skiff.train.inputs import WARM_START, check_places, model_folder
+from skiff.train.inputs import WARM_START, check_attention, check_places, model_folder
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 
@@ -41,6 +41,7 @@ def train(config_file: Path, rendezvous: Path, *, attempt: int) -> None:
     """Train until train.steps, from the newest whole checkpoint. Raises SkiffError."""
     config = load_run_config(config_file)
     run_dir = config_file.absolute().parent
+    check_attention(config)
     secrets = load_secrets()
     with phase(run_dir, "runtime"):
         find_runtime(config, rendezvous)
