@@ -1,0 +1,58 @@
+"""`[slurm]`: what each half asks Slurm for. Every value ends as one `#SBATCH --name=value` line.
+
+What can be derived is not here: the trainer's nodes are hardware.nodes, the job's name is run.name.
+Not covered: arrays, several clusters.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from skiff.config.section import NotNegative, Positive, Section
+
+# One word without what sbatch or a shell would read as something else.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:;@%+=/&|()*\[\]!<>-]+$")]
+# minutes, minutes:seconds, hours:minutes:seconds, or days- before hours[:minutes[:seconds]]
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2})$")]
+Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
+Option = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
+
+
+class SlurmHalf(Section):
+    """One half's request. What is not set is the site's default."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    gres: Word | None = Field(None, description="of each node, e.g. 'gpu:a100:2'")
+    cpus: Positive | None = Field(None, description="of each node")
+    memory: Memory | None = Field(None, description="of each node, e.g. '64G'")
+    time: TimeLimit | None = Field(None, description="e.g. '12:00:00' or '2-00:00:00'")
+    exclude: Word | None = None
+    reservation: Word | None = None
+    extra: tuple[Option, ...] = Field((), description="further options, e.g. '--exclusive'")
+
+
+class SlurmRuntime(SlurmHalf):
+    """The runtime server's half, on CPU nodes."""
+
+    nodes: Positive = Field(1, description="one server on each")
+
+
+class Slurm(Section):
+    """One submission."""
+
+    mode: Literal["het", "two-jobs"] = Field(
+        "het", description="both halves in one heterogeneous job, or a job for each"
+    )
+    signal_seconds: Positive = Field(
+        120, description="so long before the time limit both halves are ended in order"
+    )
+    requeues: NotNegative = Field(
+        0, description="so often a job at its time limit goes on from the last checkpoint"
+    )
+    runtime: SlurmRuntime = SlurmRuntime()
+    trainer: SlurmHalf = SlurmHalf()
