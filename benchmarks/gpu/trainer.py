@@ -5,7 +5,7 @@
     (generate-no-nvcc: the same without nvcc and ninja; generate-no-nvcc-triton: and with Triton's
     sampler in the place of FlashInfer's)
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK step-sdpa   two steps, without flash-attn
-    WORK/venv/bin/python benchmarks/gpu/trainer.py WORK step-flash  two steps of Skiff as it is
+    WORK/venv/bin/python benchmarks/gpu/trainer.py WORK step-flash  the same with it
     WORK/venv/bin/python benchmarks/gpu/trainer.py WORK report      WORK/results -> trainer.md
 
 A step is a run of Skiff: its config with hardware.platform = "cuda", its entry points, real shell
@@ -75,10 +75,7 @@ GENERATE: dict[str, dict[str, str]] = {
     "generate-no-nvcc": _NO_NVCC,
     "generate-no-nvcc-triton": _NO_NVCC | {"VLLM_USE_FLASHINFER_SAMPLER": "0"},
 }
-STEPS = {
-    "step-sdpa": Path(__file__).parent / "sdpa",  # entry points without flash-attn
-    "step-flash": ROOT / "entrypoints",
-}
+STEPS = {"step-sdpa": "sdpa", "step-flash": "flash_attention_2"}  # -> hardware.attention
 BEGIN = "<!-- measured -->\n"
 
 
@@ -236,7 +233,7 @@ def step(work: Path, name: str) -> None:
     begun = time.monotonic()
     attempt = run_folder.new_attempt(run_dir)
     try:
-        local.run_attempt(config, run_dir, attempt, watch=silences.look, entrypoints=STEPS[name])
+        local.run_attempt(config, run_dir, attempt, watch=silences.look)
     finally:
         trajectories = list(events.read(run_dir, "trajectory"))
         record(
@@ -287,7 +284,12 @@ def step_config(work: Path, name: str) -> Config:
                 "validate_first": False,
                 "export": False,
             },
-            "hardware": {"platform": "cuda", "micro_batch": 4, "gpu_memory_share": 0.3},
+            "hardware": {
+                "platform": "cuda",
+                "micro_batch": 4,
+                "gpu_memory_share": 0.3,
+                "attention": STEPS[name],
+            },
         }
     )
 
