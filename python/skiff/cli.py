@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, help="a run folder")
     resume.set_defaults(call=_resume)
 
+    _slurm_commands(commands)
+
     config = commands.add_parser("config", help="look at a profile").add_subparsers(required=True)
     show = config.add_parser("show", help="the resolved profile")
     _profile_arguments(show)
@@ -101,6 +103,28 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", metavar="SPEC", help="train on these tasks; a fifth of them validates"
     )
     parser.add_argument("--agent", choices=("mini", "openhands"), help="agent.name")
+
+
+def _slurm_commands(commands: _Commands) -> None:
+    launch = commands.add_parser("launch", help="train on a Slurm cluster")
+    _profile_arguments(launch)
+    launch.add_argument("--dry-run", action="store_true", help="print the jobs, make nothing")
+    launch.add_argument("--two-jobs", action="store_true", help="a job for each half")
+    launch.add_argument("--local", action="store_true", help="no Slurm: as `skiff run`")
+    which = launch.add_mutually_exclusive_group()
+    which.add_argument("--runtime-only", action="store_true", help="only the runtime server")
+    which.add_argument("--runtime-url", metavar="URL", help="only the trainer, for that server")
+    launch.set_defaults(call=_launch)
+
+    status = commands.add_parser("status", help="how a submitted run stands")
+    status.set_defaults(call=_status)
+    logs = commands.add_parser("logs", help="what a submitted run's processes say")
+    logs.add_argument("-f", "--follow", action="store_true", help="until its jobs have ended")
+    logs.set_defaults(call=_logs)
+    cancel = commands.add_parser("cancel", help="end a submitted run in order")
+    cancel.set_defaults(call=_cancel)
+    for each in (status, logs, cancel):
+        each.add_argument("run", type=Path, help="a run folder")
 
 
 def _task_commands(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +216,10 @@ def _load(parsed: argparse.Namespace) -> Config:
     overrides = dict(parse_override(text) for text in parsed.set)
     if parsed.agent:
         overrides["agent.name"] = parsed.agent
+    if getattr(parsed, "two_jobs", False):
+        overrides["slurm.mode"] = "two-jobs"
+    if getattr(parsed, "runtime_url", None):
+        overrides["runtime.url"] = parsed.runtime_url
     if parsed.tasks:
         overrides |= {"tasks.train": [parsed.tasks], "tasks.validation": []}
     return load_config(parsed.profile, overrides)
@@ -207,6 +235,35 @@ def _resume(parsed: argparse.Namespace, console: Console) -> int:
     from skiff.launch.run import resume
 
     return resume(parsed.run, console)
+
+
+def _launch(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.launch.run import run
+    from skiff.launch.submit import launch
+
+    config = _load(parsed)
+    if parsed.local:
+        return run(config, console)
+    launch(config, console, runtime_only=parsed.runtime_only, dry_run=parsed.dry_run)
+    return 0
+
+
+def _status(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.status import status
+
+    print("\n".join(status(parsed.run)))
+
+
+def _logs(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.status import show_logs
+
+    show_logs(parsed.run, console, follow=parsed.follow)
+
+
+def _cancel(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.submit import cancel
+
+    cancel(parsed.run.absolute())
 
 
 def _config_show(parsed: argparse.Namespace, console: Console) -> None:

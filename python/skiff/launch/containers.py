@@ -4,7 +4,7 @@ Inside, the same arguments hold: every path that a config names is bound to itse
 an empty environment but for what is passed here, no home, and /tmp on a disk of this node; secrets
 travel as variables of the process, never as arguments.
 
-Not covered: Slurm, GPUs.
+Not covered: GPUs other than NVIDIA's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from skiff.tasks.store import skiff_home
 from skiff.train.inputs import WARM_START
 
 # What of the launcher's environment an entry point reads.
-PASSED = (KEY_FILE_VARIABLE, "SKIFF_HOME", "SKIFF_APPTAINER_ROOT", "HTTPS_PROXY", "https_proxy")
+PASSED = (
+    *(KEY_FILE_VARIABLE, "SKIFF_HOME", "SKIFF_APPTAINER_ROOT", "HTTPS_PROXY", "https_proxy"),
+    "CUDA_VISIBLE_DEVICES",  # what Slurm has given to the job
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ def sif_program(
     readable: Iterable[Path] = (),
     scratch: Path,
     variables: Mapping[str, str],
+    gpus: bool = False,
 ) -> Program:
     """The entry point of an image: a SIF, or one that is unpacked in a folder.
 
     `binds` appear at their own paths, `readable` do so read-only, `scratch` is /tmp.
+    With `gpus` the host's NVIDIA driver and devices are bound, too.
     """
     modes = {path.absolute(): ":ro" for path in readable if path.exists()}
     modes |= {path.absolute(): "" for path in binds if path.exists()}
@@ -64,6 +69,8 @@ def sif_program(
         *(f"--bind={path}:{path}{modes[path]}" for path in paths),
     ]
     isolated = ["--userns", "--contain", "--cleanenv", "--no-home", "--pwd=/tmp"]
+    if gpus:
+        isolated.append("--nv")
     command = [str(find_apptainer()), "--silent", "run", *isolated, *options, str(image)]
     environment = apptainer_environment()
     environment |= {f"APPTAINERENV_{name}": value for name, value in variables.items()}
@@ -81,7 +88,7 @@ def trainer_binds(config: Config, run_dir: Path) -> list[Path]:
     specs = (*config.tasks.train, *config.tasks.validation)
     files = [Path(rest).parent for _, _, rest in (spec.partition(":") for spec in specs) if rest]
     key_file = os.environ.get(KEY_FILE_VARIABLE)
-    found = [run_dir, skiff_home(), *map(Path, named)]
+    found = [run_dir, skiff_home(), *map(Path, named), *config.images.binds]
     found += [folder for folder in files if folder.is_absolute()]
     return found + ([Path(key_file).parent] if key_file else [])
 
@@ -94,6 +101,7 @@ def trainer_variables() -> dict[str, str]:
 def runtime_binds(config: Config, run_dir: Path) -> list[Path]:
     """Every path that the runtime server reads or writes, but for podman's socket."""
     if config.runtime.backend == "podman":
-        return [run_dir]
+        return [run_dir, *config.images.binds]
     sifs = config.runtime.sif_folder
-    return [run_dir, apptainer_root(), skiff_home(), *([sifs] if sifs else [])]
+    found = [run_dir, apptainer_root(), skiff_home(), *config.images.binds]
+    return found + ([sifs] if sifs else [])

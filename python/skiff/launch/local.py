@@ -41,6 +41,7 @@ ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
 RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
 READY_SECONDS = 60.0
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # srun passes the last on, TERM it does not
 
 
 @dataclass
@@ -55,11 +56,19 @@ class Halves:
     dead: list[Child] = field(default_factory=list)  # servers whose sandboxes live on
     port: int | None = None  # the server's, once it has been up
     scratch: list[Path] = field(default_factory=list)
+    meeting: Path | None = None  # a folder, where there are several servers
+    node: str = ""  # stands in the logs' names, where there are several nodes
 
     @property
     def rendezvous(self) -> Path:
-        """The file by which the trainer finds the server."""
-        return self.run_dir / "rendezvous" / "runtime.json"
+        """The file, or the folder of files, by which the trainer finds the server."""
+        return self.meeting or self.run_dir / "rendezvous" / "runtime.json"
+
+    @property
+    def published(self) -> Path:
+        """The file that this node's server writes when it is ready."""
+        named = f"runtime-{socket.gethostname()}.json"
+        return self.meeting / named if self.meeting else self.rendezvous
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `entrypoints/<name>` with its output in logs/."""
@@ -91,6 +100,7 @@ class Halves:
             readable=readable,
             scratch=scratch,
             variables=variables,
+            gpus=name == "train" and self.config.hardware.platform == "cuda",
         )
 
     def _serve_podman(self) -> Path:
@@ -104,7 +114,8 @@ class Halves:
 
     def log(self, name: str) -> Path:
         """Where one half writes."""
-        return self.run_dir / "logs" / f"{name}.{self.attempt:02d}.log"
+        part = f"{name}-{self.node}" if self.node else name
+        return self.run_dir / "logs" / f"{part}.{self.attempt:02d}.log"
 
     def start_runtime(self) -> None:
         """Start the server, on its port when it is a restart."""
@@ -132,10 +143,10 @@ def run_attempt(
     On every way out both halves have ended: the trainer first, so that it can still stop its
     sandboxes. Raises InfraError with the trainer's or the server's last words, KeyboardInterrupt.
     """
-    with _halves(Halves(config, run_dir, attempt, entrypoints)) as halves:
+    with in_order(Halves(config, run_dir, attempt, entrypoints)) as halves:
         if config.runtime.url is None:
             halves.start_runtime()
-            _wait_ready(halves)
+            wait_ready(halves)
         halves.start("train", "--attempt", str(attempt))
         restarts = 0
         while (code := halves.running["train"].returncode) is None:
@@ -143,7 +154,7 @@ def run_attempt(
             server = halves.running.get("runtime")
             if server is not None and server.returncode is not None:
                 restarts += 1
-                _restart_runtime(halves, restarts)
+                restart_runtime(halves, restarts)
             time.sleep(POLL_SECONDS)
         watch()
     if code != 0:
@@ -180,9 +191,9 @@ def runtime_server(config: Config) -> Iterator[RunningServer]:
         (folder / "logs").mkdir()
         (folder / "rendezvous").mkdir()
         write_config(config, folder / "config.toml")
-        with _halves(Halves(config, folder, attempt=1)) as halves:
+        with in_order(Halves(config, folder, attempt=1)) as halves:
             halves.start_runtime()
-            _wait_ready(halves)
+            wait_ready(halves)
             place = json.loads(halves.rendezvous.read_text())
             key = Path(place["key_file"]).read_text().strip()
             yield RunningServer(place["url"], key, halves.running["runtime"], halves.log("runtime"))
@@ -196,12 +207,13 @@ def last_error(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _halves(halves: Halves) -> Iterator[Halves]:
-    halves.rendezvous.unlink(missing_ok=True)  # of an earlier attempt
+def in_order(halves: Halves) -> Iterator[Halves]:
+    """End both halves on every way out, the trainer first; one of ENDS is a KeyboardInterrupt."""
+    halves.published.unlink(missing_ok=True)  # of an earlier attempt
     handlers = {
         # SIGINT, too: a shell starts background jobs with it ignored.
         number: signal.signal(number, _interrupt)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in ENDS
     }
     try:
         yield halves
@@ -225,11 +237,12 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_ready(halves: Halves) -> None:
+def wait_ready(halves: Halves) -> None:
+    """Wait until the server answers. Raises InfraError with its last words."""
     deadline = time.monotonic() + READY_SECONDS
     server = halves.running["runtime"]
     log = halves.log("runtime")
-    while not halves.rendezvous.exists():
+    while not halves.published.exists():
         if server.returncode is not None:
             raise InfraError(last_error(log), where="runtime server", remedy=f"log: {log}")
         if time.monotonic() > deadline:
@@ -239,7 +252,7 @@ def _wait_ready(halves: Halves) -> None:
                 remedy=f"log: {log}",
             )
         time.sleep(POLL_SECONDS)
-    halves.port = json.loads(halves.rendezvous.read_text())["port"]
+    halves.port = json.loads(halves.published.read_text())["port"]
 
 
 def _wait_socket(halves: Halves, path: Path) -> None:
@@ -260,7 +273,8 @@ def _accepts(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def _restart_runtime(halves: Halves, restarts: int) -> None:
+def restart_runtime(halves: Halves, restarts: int) -> None:
+    """Start a server that has ended anew; InfraError when that was the restart after RESTARTS."""
     server = halves.running.pop("runtime")
     halves.dead.append(server)
     what = f"the runtime server ended with exit code {server.returncode}"

@@ -23,13 +23,18 @@ CONFIG = "config.toml"
 FOLDERS = ("attempts", "rendezvous", "logs", "trajectories", "metrics", "ckpt", "data", "model")
 
 
+def place(config: Config) -> Path:
+    """Where a run that is made now has its folder: below run.folder, named by name and time."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return config.run.folder.absolute() / f"{config.run.name}-{stamp}"
+
+
 def make(config: Config) -> Path:
-    """A new run folder below run.folder, named by run.name and the time. Raises ConfigError.
+    """A new run folder at its `place`. Raises ConfigError.
 
     Its config.toml names files by absolute paths, so that a resume may come from anywhere.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = config.run.folder.absolute() / f"{config.run.name}-{stamp}"
+    folder = place(config)
     try:
         folder.mkdir(parents=True)
         for name in FOLDERS:
@@ -85,6 +90,14 @@ def new_attempt(folder: Path) -> int:
             return number
 
 
+def meeting(folder: Path, attempt: int) -> Path:
+    """The folder in which the halves of one attempt find each other; made when absent."""
+    path = folder / "rendezvous" / f"{attempt:02d}"
+    path.mkdir(exist_ok=True)
+    (folder / "attempts" / f"{attempt:02d}").mkdir(exist_ok=True)
+    return path
+
+
 def _absolute(config: Config) -> Config:
     model, tasks = config.model, config.tasks
     if Path(model.path).is_dir():  # 'warm-start' is no folder
@@ -96,8 +109,10 @@ def _absolute(config: Config) -> Config:
     }
     tasks = tasks.model_copy(update=specs)
     images = config.images
-    paths = {name: path.absolute() for name, path in images if path is not None}
-    images = images.model_copy(update=paths)
+    paths = {name: getattr(images, name) for name in ("runtime", "trainer")}
+    paths = {name: path.absolute() for name, path in paths.items() if path is not None}
+    binds = tuple(path.absolute() for path in images.binds)
+    images = images.model_copy(update={**paths, "binds": binds})
     return config.model_copy(update={"model": model, "tasks": tasks, "images": images})
 
 

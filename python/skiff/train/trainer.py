@@ -24,7 +24,13 @@ from skiff.config.secrets import load_secrets
 from skiff.errors import InfraError
 from skiff.files import write_atomic
 from skiff.processes import Child
-from skiff.sandbox.client import KEY_FILE_VARIABLE, URL_VARIABLE, RuntimeClient
+from skiff.sandbox.client import (
+    FOLDER_VARIABLE,
+    KEY_FILE_VARIABLE,
+    URL_VARIABLE,
+    RuntimeClient,
+)
+from skiff.sandbox.nodes import PATTERN
 from skiff.train import resume
 from skiff.train.causes import cause_of
 from skiff.train.data import TASKS, write_data
@@ -68,7 +74,8 @@ def phase(run_dir: Path, name: str) -> Iterator[None]:
 
 
 def find_runtime(config: Config, rendezvous: Path) -> None:
-    """Name the runtime server to this process tree: runtime.url, or what `rendezvous` says.
+    """Name the runtime server to this process tree: runtime.url, or what `rendezvous` says. That is
+    a file, or a folder into which several servers write theirs; one of them is enough to begin.
 
     The key travels as the path of its 0600 file, never as a value; that of runtime.url stands in
     the environment. Raises InfraError when no rendezvous file appears in time.
@@ -78,7 +85,7 @@ def find_runtime(config: Config, rendezvous: Path) -> None:
         os.environ[URL_VARIABLE] = config.runtime.url
         return
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
-    while not rendezvous.exists():
+    while not (found := _published(rendezvous)):
         if time.monotonic() > deadline:
             raise InfraError(
                 f"no runtime server appeared within {RENDEZVOUS_SECONDS:g} s",
@@ -86,9 +93,18 @@ def find_runtime(config: Config, rendezvous: Path) -> None:
                 remedy="its log is beside the trainer's in the run folder's logs/",
             )
         time.sleep(POLL_SECONDS)
-    place = json.loads(rendezvous.read_text())
-    os.environ[URL_VARIABLE] = place["url"]
+    place = json.loads(found[0].read_text())
+    if rendezvous.is_dir():
+        os.environ[FOLDER_VARIABLE] = str(rendezvous)
+    else:
+        os.environ[URL_VARIABLE] = place["url"]
     os.environ[KEY_FILE_VARIABLE] = place["key_file"]
+
+
+def _published(rendezvous: Path) -> list[Path]:
+    if rendezvous.is_dir():
+        return sorted(rendezvous.glob(PATTERN))
+    return [rendezvous] if rendezvous.exists() else []
 
 
 def write_agent_loop(run_dir: Path) -> None:
