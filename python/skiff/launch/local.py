@@ -41,7 +41,7 @@ ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
 RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
 READY_SECONDS = 60.0
-ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # srun passes the last on, TERM it does not
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -218,7 +218,7 @@ def in_order(halves: Halves) -> Iterator[Halves]:
     try:
         yield halves
     finally:
-        for number in handlers:  # a second Ctrl-C must not leave one half behind
+        for number in ENDS:  # a Ctrl-C from here on must not leave one half behind
             signal.signal(number, signal.SIG_IGN)
         try:
             halves.stop("train")
@@ -234,6 +234,8 @@ def in_order(halves: Halves) -> Iterator[Halves]:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    for each in ENDS:  # the next one would interrupt the end in order
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -20,6 +20,7 @@ from skiff.errors import ConfigError
 from skiff.tasks.sources import FILE_KINDS
 
 CONFIG = "config.toml"
+END = "end"
 FOLDERS = ("attempts", "rendezvous", "logs", "trajectories", "metrics", "ckpt", "data", "model")
 
 
@@ -91,7 +92,10 @@ def new_attempt(folder: Path) -> int:
 
 
 def meeting(folder: Path, attempt: int) -> Path:
-    """The folder in which the halves of one attempt find each other; made when absent."""
+    """The folder in which the halves of one attempt find each other; made when absent.
+
+    A file END in it asks both to end in order.
+    """
     path = folder / "rendezvous" / f"{attempt:02d}"
     path.mkdir(exist_ok=True)
     (folder / "attempts" / f"{attempt:02d}").mkdir(exist_ok=True)

@@ -1,0 +1,140 @@
+"""The text of a job, as a pure function: what Slurm is asked for, and how the halves are run.
+
+A script holds no secret and no address: what a half needs it finds in the run folder
+(skiff.launch.half), and Slurm hands the submitter's environment on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+
+from skiff.config import Config
+from skiff.config.slurm import Slurm, SlurmHalf
+from skiff.launch import run_folder
+
+
+class Shape(Enum):
+    """Which halves one job runs."""
+
+    HET = "het"
+    RUNTIME = "runtime"
+    TRAINER = "train"
+
+
+_TITLES = {
+    Shape.HET: "the runtime server (het group 0) and the trainer (het group 1)",
+    Shape.RUNTIME: "the runtime server",
+    Shape.TRAINER: "the trainer",
+}
+_OPTIONS = {  # a field of SlurmHalf -> sbatch's option
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "gres": "gres",
+    "cpus": "cpus-per-task",
+    "memory": "mem",
+    "time": "time",
+    "exclude": "exclude",
+    "reservation": "reservation",
+}
+_HEAD = """\
+
+set -uo pipefail
+
+attempt=$(({attempt} + ${{SLURM_RESTART_COUNT:-0}}))
+meeting={run}/rendezvous/$(printf %02d "$attempt")
+mkdir -p "$meeting"
+halves=()
+start() {{ # start HALF SRUN-OPTION...
+    srun "${{@:2}}" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+        {python} -m skiff.launch.half "$1" --run {run} --attempt "$attempt" &
+    halves+=("$!")
+}}
+# A signal would reach every process of a half at once; at this file it ends in order.
+end() {{ touch "$meeting/{end}"; }}
+time_is_up=
+trap 'time_is_up=1; end' USR1 # before the time limit
+trap end TERM
+
+"""
+_TAIL = """\
+
+wait -n "${halves[@]}"
+code=$? # of the half that ended first, which is the cause
+end
+while [ -n "$(jobs -r)" ]; do wait; done
+if [ -n "$time_is_up" ]; then code=124; fi # as timeout(1) says it
+"""
+_REQUEUE = """\
+if [ -n "$time_is_up" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+"""
+
+
+def sbatch_text(
+    config: Config, slurm: Slurm, run_dir: Path, attempt: int, shape: Shape, *, python: Path
+) -> str:
+    """The script of one job of the run in `run_dir`.
+
+    `python` is the interpreter of a clone that every node sees.
+    """
+    lines = ["#!/usr/bin/env bash", f"# {config.run.name}: {_TITLES[shape]}."]
+    lines += ["# Written by `skiff launch`."]
+    lines += [f"#SBATCH {option}" for option in _request(config, slurm, run_dir, shape)]
+    starts = "".join(f"start {words}\n" for words in _starts(config, slurm, shape))
+    head = _HEAD.format(
+        attempt=attempt,
+        end=run_folder.END,
+        python=shlex.quote(str(python)),
+        run=shlex.quote(str(run_dir)),
+    )
+    tail = _TAIL
+    if slurm.requeues:
+        tail += _REQUEUE.format(requeues=slurm.requeues)
+    return "\n".join(lines) + "\n" + head + starts + tail + 'exit "$code"\n'
+
+
+def _request(config: Config, slurm: Slurm, run_dir: Path, shape: Shape) -> Iterator[str]:
+    log = str(run_dir / "logs" / "slurm.%j.log").replace("%", "%%").replace("%%j.log", "%j.log")
+    yield f"--job-name={config.run.name}"
+    yield f"--output={shlex.quote(log)}"
+    yield "--open-mode=append"
+    yield f"--signal=B:USR1@{slurm.signal_seconds}"
+    yield "--requeue" if slurm.requeues else "--no-requeue"
+    if shape is not Shape.TRAINER:
+        yield from _half(slurm.runtime, slurm.runtime.nodes)
+    if shape is Shape.HET:
+        yield "hetjob"
+    if shape is not Shape.RUNTIME:
+        yield from _half(slurm.trainer, config.hardware.nodes)
+
+
+def _half(half: SlurmHalf, nodes: int) -> Iterable[str]:
+    yield f"--nodes={nodes}"
+    yield "--ntasks-per-node=1"
+    for name, option in _OPTIONS.items():
+        if (value := getattr(half, name)) is not None:
+            yield f"--{option}={value}"
+    yield from half.extra
+
+
+def _starts(config: Config, slurm: Slurm, shape: Shape) -> Iterator[str]:
+    if shape is not Shape.TRAINER:
+        yield _start("runtime", slurm.runtime, slurm.runtime.nodes, shape, group=0)
+    if shape is not Shape.RUNTIME:
+        yield _start("train", slurm.trainer, config.hardware.nodes, shape, group=1)
+
+
+def _start(name: str, half: SlurmHalf, nodes: int, shape: Shape, *, group: int) -> str:
+    words = [name]
+    if shape is Shape.HET:
+        words.append(f"--het-group={group}")
+    words.append(f"--nodes={nodes}")
+    if half.cpus is not None:  # a step does not take this from its job
+        words.append(f"--cpus-per-task={half.cpus}")
+    return " ".join(words)

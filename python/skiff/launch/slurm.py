@@ -1,0 +1,113 @@
+"""The one seam where Slurm's programs are started: sbatch, scontrol, scancel.
+
+What a job is doing is asked of slurmctld, which forgets a job some minutes after its end
+(MinJobAge); sacct, which many sites lack, is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skiff.errors import InfraError
+
+SECONDS = 120.0  # a busy slurmctld answers late
+ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+_UNKNOWN = "Invalid job id specified"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one component of a heterogeneous job.
+
+    group   of the component; None for an ordinary job
+    reason  why it is not running, in Slurm's word; "" when there is none
+    begins  when it has started or is expected to; "" when Slurm does not know
+    exit    the script's exit status, or 128 and the signal's number
+    """
+
+    id: str
+    group: int | None
+    state: str
+    reason: str
+    begins: str
+    nodes: str
+    exit: int
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+def sbatch(script: Path, *, options: Sequence[str] = ()) -> str:
+    """Submit; returns the job's id. Raises InfraError with Slurm's words."""
+    out = _call(["sbatch", "--parsable", *options, str(script)])
+    return out.strip().split(";")[0]  # ID or ID;CLUSTER
+
+
+def show_job(job_id: str) -> list[Job]:
+    """The job, or the components of the heterogeneous job that it leads.
+
+    Empty when Slurm does not know it (any more). Raises InfraError with Slurm's words.
+    """
+    try:
+        out = _call(["scontrol", "show", "job", "--oneliner", job_id])
+    except InfraError as error:
+        if _UNKNOWN in error.what:
+            return []
+        raise
+    return [_job(line) for line in out.splitlines() if line.startswith("JobId=")]
+
+
+def scancel(job_ids: Sequence[str]) -> None:
+    """Cancel the jobs; those that have ended are left out. Raises InfraError."""
+    _call(["scancel", *job_ids])
+
+
+def _job(line: str) -> Job:
+    found = dict(re.findall(r"(\w+)=(\S*)", line))
+    status, _, number = found["ExitCode"].partition(":")
+    offset = found.get("HetJobOffset")
+    return Job(
+        id=found["JobId"],
+        group=None if offset is None else int(offset),
+        state=found["JobState"],
+        reason=_known(found.get("Reason", "")),
+        begins=_known(found.get("StartTime", "")),
+        nodes=_known(found.get("NodeList", "")),
+        exit=128 + int(number) if int(number) else int(status),
+    )
+
+
+def _known(word: str) -> str:
+    return "" if word in ("None", "Unknown", "(null)") else word
+
+
+def _call(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise InfraError(
+            "is not installed here",
+            where=command[0],
+            remedy="run this on a login node of a Slurm cluster; `skiff run` needs no Slurm",
+        ) from None
+    except subprocess.TimeoutExpired as error:
+        raise InfraError(f"no answer within {SECONDS:g} s", where=command[0]) from error
+    if done.returncode != 0:
+        words = done.stderr.strip() or f"exit {done.returncode}"
+        raise InfraError(words.removeprefix(f"{command[0]}: error: "), where=command[0])
+    return done.stdout

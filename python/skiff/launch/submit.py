@@ -1,0 +1,142 @@
+"""`skiff launch` and `skiff cancel`: a run folder, the jobs' scripts in it, and their submission.
+
+attempts/NN/*.sbatch  the scripts as submitted
+attempts/NN/jobs.json what each of them became: {"het": "123"} or {"runtime": "123", "train": "124"}
+
+Not covered: submitting a run a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from skiff.config import Config
+from skiff.errors import ConfigError, SkiffError
+from skiff.files import write_atomic
+from skiff.launch import run_folder
+from skiff.launch.sbatch import Shape, sbatch_text
+from skiff.launch.slurm import sbatch, scancel
+from skiff.train.inputs import check_inputs
+
+JOBS = "jobs.json"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job to be. `after`: it may begin when that one has begun."""
+
+    shape: Shape
+    text: str
+    after: Shape | None = None
+
+    @property
+    def file(self) -> str:
+        return f"{self.shape.value}.sbatch"
+
+    def options(self, ids: dict[Shape, str]) -> list[str]:
+        """sbatch's options on the command line, once the earlier jobs have their ids."""
+        if self.after is None:
+            return []
+        return [f"--dependency=after:{ids[self.after]}", "--kill-on-invalid-dep=yes"]
+
+
+def submissions(
+    config: Config, run_dir: Path, attempt: int, *, runtime_only: bool
+) -> list[Submission]:
+    """The jobs of an attempt, in the order of their submission. Raises ConfigError."""
+    slurm = config.slurm
+    if slurm is None:
+        raise ConfigError(
+            "asks for no nodes",
+            where="a profile without [slurm]",
+            remedy="add one as in profiles/slurm-mig.toml, or run it here with --local",
+        )
+
+    def one(shape: Shape, after: Shape | None = None) -> Submission:
+        text = sbatch_text(config, slurm, run_dir, attempt, shape, python=Path(sys.executable))
+        return Submission(shape, text, after)
+
+    if runtime_only:
+        return [one(Shape.RUNTIME)]
+    if config.runtime.url is not None:
+        return [one(Shape.TRAINER)]
+    if slurm.mode == "two-jobs":
+        return [one(Shape.RUNTIME), one(Shape.TRAINER, after=Shape.RUNTIME)]
+    return [one(Shape.HET)]
+
+
+def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: bool) -> None:
+    """Check what the profile names, make a run folder and submit; a dry run only prints.
+
+    Raises SkiffError; nothing is then left in the queue.
+    """
+    planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
+    if not runtime_only:
+        check_inputs(config)
+    if dry_run:
+        for job in planned:
+            _print(job, place)
+        return
+    run_dir = run_folder.make(config)
+    console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
+    for shape, job_id in submit(config, run_dir, runtime_only=runtime_only).items():
+        console.print(f"job {job_id}: {shape.value}", markup=False)
+    console.print(
+        f"skiff status {run_dir}\nskiff logs -f {run_dir}\nskiff cancel {run_dir}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict[Shape, str]:
+    """Submit the next attempt of a run; returns the jobs' ids. Raises SkiffError."""
+    attempt = run_folder.new_attempt(run_dir)
+    folder = run_dir / "attempts" / f"{attempt:02d}"
+    key = run_dir / "rendezvous" / "key"
+    if not key.exists():  # made here, so that several servers have the same
+        write_atomic(key, secrets.token_urlsafe(32) + "\n", mode=0o600)
+    ids: dict[Shape, str] = {}
+    try:
+        for job in submissions(config, run_dir, attempt, runtime_only=runtime_only):
+            write_atomic(folder / job.file, job.text)
+            ids[job.shape] = sbatch(folder / job.file, options=job.options(ids))
+    except SkiffError:
+        if ids:
+            scancel(list(ids.values()))
+        raise
+    finally:
+        jobs = {shape.value: job_id for shape, job_id in ids.items()}
+        write_atomic(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
+    return ids
+
+
+def job_ids(run_dir: Path) -> dict[Shape, str]:
+    """The jobs of the newest submission. Raises ConfigError when the run has none."""
+    found = sorted((run_dir / "attempts").glob(f"*/{JOBS}"))
+    if not found:
+        raise ConfigError(
+            "was not submitted to Slurm",
+            where=str(run_dir),
+            remedy="name a folder that `skiff launch` made",
+        )
+    return {Shape(name): str(job_id) for name, job_id in json.loads(found[-1].read_text()).items()}
+
+
+def cancel(run_dir: Path) -> None:
+    """Cancel the run's jobs: both halves then end in order. Raises SkiffError."""
+    scancel(list(job_ids(run_dir).values()))
+
+
+def _print(job: Submission, run_dir: Path) -> None:
+    ids = dict.fromkeys(Shape, "JOBID")
+    script = run_dir / "attempts" / "01" / job.file
+    words = ["sbatch", "--parsable", *job.options(ids), str(script)]
+    print(shlex.join(words), file=sys.stderr)  # so that the output is the scripts alone
+    print(job.text, end="")
