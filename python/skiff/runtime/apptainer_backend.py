@@ -61,6 +61,7 @@ mount -t tmpfs -o size=64m,mode=1777,nosuid,nodev tmpfs dev/shm &&
 ln -s pts/ptmx dev/ptmx && ln -s /proc/self/fd dev/fd && ln -s fd/0 dev/stdin &&
 ln -s fd/1 dev/stdout && ln -s fd/2 dev/stderr || exit
 for name in full null random tty urandom zero; do
+    [ -e "/dev/$name" ] || continue # Skiff's own image has no /dev/full
     : >"dev/$name" && mount --bind "/dev/$name" "dev/$name" || exit
 done
 ulimit -c 0 && ulimit -S -n 1024 && ulimit -f "$2" || exit
