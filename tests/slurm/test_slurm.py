@@ -1,0 +1,145 @@
+"""Submitted runs on a real Slurm with the real entry points. The trainer gets as far as its first
+check: its whole start takes minutes and is tests/train's."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from skiff import cli, events
+from skiff.config import Config
+from skiff.launch import run_folder
+from skiff.launch.status import status
+from skiff.launch.submit import cancel, job_ids
+from skiff.sandbox import RuntimeClient, SandboxSpec
+
+from .conftest import Run, until
+
+Profile = dict[str, dict[str, Any]]
+Submit = Callable[..., Run]
+GONE = "is no Hugging Face model folder (no config.json in it)"
+
+
+def test_a_trainer_that_fails_ends_the_job_with_its_exit_code(
+    submit_run: Submit, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted-secret")
+    run = submit_run({**profile, "model": {"path": "/gone", "context_tokens": 8192}})
+    jobs = run.ended()
+    assert {half: (job.nodes, job.state, job.exit) for half, job in jobs.items()} == {
+        "runtime": ("cpu1", "FAILED", 2),
+        "train": ("gpu1", "FAILED", 2),
+    }
+    lines = "\n".join(status(run.folder))
+    assert "train    job" in lines
+    assert "failed on gpu1" in lines
+    assert f"error    model.path = /gone: {GONE}" in lines
+    [finished] = events.read(run.folder, "finished")
+    assert finished["exit_code"] == 2
+    assert (run.folder / "report.html").exists()
+    texts = [path.read_bytes() for path in run.folder.rglob("*") if path.is_file()]
+    assert not any(b"planted-secret" in text for text in texts)
+
+
+def test_a_server_that_fails_ends_the_trainer(submit_run: Submit, profile: Profile) -> None:
+    run = submit_run({**profile, "runtime": {"host": "203.0.113.1"}})
+    jobs = run.ended()
+    assert [job.exit for job in jobs.values()] == [3, 3]
+    assert "cannot listen on 203.0.113.1" in "\n".join(status(run.folder))
+
+
+def test_two_jobs_end_together(submit_run: Submit, profile: Profile) -> None:
+    profile["slurm"]["mode"] = "two-jobs"
+    run = submit_run({**profile, "model": {"path": "/gone", "context_tokens": 8192}})
+    jobs = run.ended()
+    assert jobs["runtime"].id != jobs["train"].id
+    assert (jobs["runtime"].exit, jobs["train"].exit) == (0, 2)
+    assert GONE in "\n".join(status(run.folder))
+
+
+async def test_a_runtime_alone_serves_until_it_is_cancelled(
+    submit_run: Submit, profile: Profile, debian_image: str
+) -> None:
+    run = submit_run(profile, runtime_only=True)
+    meeting, key = run.published().parent, run.folder / "rendezvous" / "key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    async with RuntimeClient.from_folder(meeting, key) as client:
+        sandbox = await client.start(SandboxSpec.from_config(run.config, image=debian_image))
+        done = await sandbox.run("echo served", timeout=30)
+        assert done.stdout == b"served\n"
+        assert "1 ready" in "\n".join(status(run.folder))
+        assert len(run.containers()) == 1
+    cancel(run.folder)
+    assert [job.state for job in run.ended().values()] == ["CANCELLED"]
+    assert list(meeting.glob("*.json")) == []
+
+
+def test_before_the_time_limit_a_run_is_requeued_so_often(
+    submit_run: Submit, profile: Profile
+) -> None:
+    profile["slurm"]["requeues"] = 1
+    run = submit_run(profile, runtime_only=True)
+    [job_id] = job_ids(run.folder).values()
+    warn = ["scancel", "--batch", "--signal=USR1", job_id]  # as Slurm does before the limit
+    run.published()
+    subprocess.run(warn, check=True)
+    until(lambda: run.jobs()["runtime"].reason == "BeginTime")
+    # Slurm waits two minutes, for credentials to expire.
+    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now+2"], check=True)
+    run.published(attempt=2)
+    subprocess.run(warn, check=True)
+    assert [(job.state, job.exit) for job in run.ended().values()] == [("FAILED", 124)]
+    assert sorted(path.name for path in (run.folder / "attempts").iterdir()) == ["01", "02"]
+
+
+def test_a_dry_run_prints_what_is_submitted(
+    profile: Profile,
+    runtime_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
+    for half in ("runtime", "trainer"):
+        profile["slurm"][half]["extra"] = ["--begin=now+1hour"]
+    file = tmp_path / "profile.toml"
+    file.write_text(
+        tomli_w.dumps(runtime_config(**profile).model_dump(mode="json", exclude_none=True))
+    )
+    run = tmp_path / "runs" / "tiny-20260101-000000"
+
+    assert cli.main(["launch", str(file), "--dry-run"]) == 0
+    printed = capfd.readouterr()
+    assert not run.exists()
+    assert printed.err == f"sbatch --parsable {run}/attempts/01/het.sbatch\n"
+
+    assert cli.main(["launch", str(file)]) == 0
+    assert (run / "attempts" / "01" / "het.sbatch").read_text() == printed.out
+    assert cli.main(["status", str(run)]) == 0
+    assert "pending (BeginTime) from 20" in capfd.readouterr().out
+    assert cli.main(["cancel", str(run)]) == 0
+    assert cli.main(["logs", "-f", str(run)]) == 0
+    assert cli.main(["status", str(run)]) == 0
+    assert "train    job" in (out := capfd.readouterr().out)
+    assert "cancelled" in out
+
+
+def test_slurm_says_why_it_takes_no_job(
+    profile: Profile,
+    runtime_config: Callable[..., Config],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    profile["slurm"]["trainer"]["partition"] = "nowhere"
+    file = tmp_path / "profile.toml"
+    file.write_text(
+        tomli_w.dumps(runtime_config(**profile).model_dump(mode="json", exclude_none=True))
+    )
+    assert cli.main(["launch", str(file)]) == 3
+    assert "error: sbatch: " in (err := capfd.readouterr().err)
+    assert "invalid partition specified: nowhere" in err
+    assert subprocess.check_output(["squeue", "--noheader"]) == b""
