@@ -56,9 +56,9 @@ start() {{ # start HALF SRUN-OPTION...
 }}
 # A signal would reach every process of a half at once; at this file it ends in order.
 end() {{ touch "$meeting/{end}"; }}
-time_is_up=
+time_is_up='' cancelled=''
 trap 'time_is_up=1; end' USR1 # before the time limit
-trap end TERM
+trap 'cancelled=1; end' TERM  # `skiff cancel`
 
 """
 _TAIL = """\
@@ -67,6 +67,7 @@ wait -n "${halves[@]}"
 code=$? # of the half that ended first, which is the cause
 end
 while [ -n "$(jobs -r)" ]; do wait; done
+if [ -n "$cancelled" ]; then scancel "$SLURM_JOB_ID"; fi
 if [ -n "$time_is_up" ]; then code=124; fi # as timeout(1) says it
 """
 _REQUEUE = """\

@@ -65,6 +65,14 @@ def show_job(job_id: str) -> list[Job]:
     return [_job(line) for line in out.splitlines() if line.startswith("JobId=")]
 
 
+def terminate(job_id: str) -> None:
+    """Send SIGTERM to the script of a running job, and to nothing that it has started.
+
+    Raises InfraError.
+    """
+    _call(["scancel", "--batch", "--signal=TERM", job_id])
+
+
 def scancel(job_ids: Sequence[str]) -> None:
     """Cancel the jobs; those that have ended are left out. Raises InfraError."""
     _call(["scancel", *job_ids])

@@ -22,7 +22,7 @@ from skiff.errors import ConfigError, SkiffError
 from skiff.files import write_atomic
 from skiff.launch import run_folder
 from skiff.launch.sbatch import Shape, sbatch_text
-from skiff.launch.slurm import sbatch, scancel
+from skiff.launch.slurm import sbatch, scancel, show_job, terminate
 from skiff.train.inputs import check_inputs
 
 JOBS = "jobs.json"
@@ -130,8 +130,17 @@ def job_ids(run_dir: Path) -> dict[Shape, str]:
 
 
 def cancel(run_dir: Path) -> None:
-    """Cancel the run's jobs: both halves then end in order. Raises SkiffError."""
-    scancel(list(job_ids(run_dir).values()))
+    """Cancel what waits, and have what runs end in order. Raises SkiffError.
+
+    A bare scancel signals all processes of a half at once, so that the service by which a server
+    removes its sandboxes may be gone before it has done so.
+    """
+    for job_id in job_ids(run_dir).values():
+        parts = show_job(job_id)
+        if any(part.state == "RUNNING" for part in parts):
+            terminate(job_id)
+        elif not all(part.ended for part in parts):
+            scancel([job_id])
 
 
 def _print(job: Submission, run_dir: Path) -> None:
