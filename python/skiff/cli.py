@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     image_commands = images.add_subparsers(required=True, metavar="COMMAND")
     _image_commands(image_commands)
     _sif_commands(image_commands)
+    kernels = commands.add_parser("kernels", help="packs of compiled kernels")
+    _kernel_commands(kernels.add_subparsers(required=True, metavar="COMMAND"))
     return parser
 
 
@@ -195,6 +197,29 @@ def _image_commands(commands: _Commands) -> None:
         each.add_argument(
             "--sif", type=Path, metavar="FOLDER", help="the SIF files there, not podman's store"
         )
+
+
+def _kernel_commands(commands: _Commands) -> None:
+    listing = commands.add_parser("list", help="the packs of a folder, the newest first")
+    listing.add_argument("folder", type=Path)
+    listing.set_defaults(call=_kernels_list)
+
+    explain = commands.add_parser("explain", help="why a start that finds one pack misses another")
+    explain.add_argument("one", type=Path, help="the folder of a pack")
+    explain.add_argument("other", type=Path)
+    explain.set_defaults(call=_kernels_explain)
+
+    verify = commands.add_parser("verify", help="check every file of packs by its sha256")
+    verify.add_argument("pack", type=Path, nargs="+")
+    verify.set_defaults(call=_kernels_verify)
+
+    prune = commands.add_parser("prune", help="remove old packs")
+    prune.add_argument("folder", type=Path)
+    prune.add_argument(
+        "--older-than", type=_duration, required=True, metavar="AGE", help="made 7d, 12h or 30m ago"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.set_defaults(call=_kernels_prune)
 
 
 def _positive(text: str) -> int:
@@ -500,6 +525,43 @@ def _images_import(parsed: argparse.Namespace, console: Console) -> None:
     archive = detect(parsed.path)
     _image_store(parsed).add(archive, parsed.name)
     console.print(f"{parsed.name}: imported ({archive.kind.value})", markup=False)
+
+
+def _kernels_list(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.kernels.packs import packs_table, read_packs
+
+    console.print(packs_table(read_packs(parsed.folder)))
+
+
+def _kernels_explain(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.kernels.packs import explain, read_pack
+
+    found = explain(read_pack(parsed.one), read_pack(parsed.other))
+    for one in found:
+        console.print(str(one), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(found)} differences" if found else "the same keys")
+    return 1 if found else 0
+
+
+def _kernels_verify(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.kernels.packs import read_pack, verify
+
+    wrong = {folder: verify(read_pack(folder)) for folder in parsed.pack}
+    for folder, sentences in wrong.items():
+        for sentence in sentences or ["whole"]:
+            console.print(f"{folder}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if any(wrong.values()) else 0
+
+
+def _kernels_prune(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.kernels.packs import prune, read_packs
+
+    packs = read_packs(parsed.folder)
+    removed = prune(packs, older_than=parsed.older_than, dry_run=parsed.dry_run)
+    verb = "would be removed" if parsed.dry_run else "removed"
+    for pack in removed:
+        console.print(f"{verb}: {pack.path.name}", markup=False)
+    console.print(f"{len(removed)} packs {verb}")
 
 
 def _image_store(parsed: argparse.Namespace, *, verify_tls: bool = True) -> Store:

@@ -1,0 +1,1 @@
+"""Compiled kernels that a start finds instead of making them: layers, packs, and the choice."""

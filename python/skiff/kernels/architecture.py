@@ -1,0 +1,123 @@
+"""The architecture layer: what every engine of an image needs from Triton, made without a GPU.
+
+    python -m skiff.kernels.architecture build LAYER    fills the root and moves it to LAYER
+    python -m skiff.kernels.architecture verify LAYER   loads it all from the root, builds nothing
+
+The layer holds `cuda_utils` and a launcher for each signature, which Triton 3.6 makes with the C
+compiler, and the cubins of vLLM's own kernels (engine_calls.py) for each architecture. The tree is
+made at the root because Triton's cache names absolute paths; `verify` copies it there first.
+
+Not covered: FlashInfer's modules (the sampler that needs one is off), flash-attn's cross entropy
+and verl's compiled functions, whose constants come from the model: a pack of the device has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from skiff.errors import InfraError, SkiffError
+from skiff.kernels.manifest import TREE, Manifest, here, read_manifest, write_manifest
+from skiff.kernels.tree import damage, digests, empty, place
+from skiff.kernels.variables import LAYER, ROOT, STUBS, Mode, environment
+
+# A100; A10, A40, RTX 30; L4, L40, RTX 40; H100, H200; B200; RTX 50, RTX PRO 6000
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+# Qwen3 and small Qwen2.5; Qwen2.5 from 7 B; Llama 3; Mistral's Tekken
+VOCABULARIES = (151936, 152064, 128256, 131072)
+
+
+def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Sequence[int]) -> int:
+    """Make `layer` by filling the empty folder `root`; returns the number of kernels.
+
+    Needs a C compiler, and `environment(Mode.BAKE)` before torch and Triton are imported.
+    """
+    from skiff.kernels.offline import recorded
+
+    empty(root)
+    with recorded(build=True) as seen:
+        _call(capabilities, vocabularies)
+    tree = layer / TREE
+    tree.mkdir(parents=True)
+    shutil.move(root / "triton", tree)
+    manifest = Manifest(
+        kind="architecture",
+        facts=here(os.environ, root=root),
+        capabilities=tuple(f"{one // 10}.{one % 10}" for one in capabilities),
+        made=float(os.environ.get("SOURCE_DATE_EPOCH", time.time())),
+        files=digests(tree),
+    )
+    write_manifest(layer, manifest)
+    return len(seen.missed)
+
+
+def verify(
+    layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Sequence[int]
+) -> int:
+    """Load every kernel of `layer` from `root`; returns how many. Builds nothing.
+
+    Needs `environment(Mode.PROOF)` before torch and Triton are imported. Raises InfraError that
+    names what was not found, or which file changed.
+    """
+    from skiff.kernels.offline import recorded
+
+    place(layer / TREE, root)
+    with recorded() as seen:
+        _call(capabilities, vocabularies)
+    wrong = [f"{name} was compiled" for name in seen.missed]
+    wrong += damage(root / "triton", _below_triton(read_manifest(layer)))
+    if wrong:
+        raise InfraError("; ".join(wrong), where=str(layer), remedy="build the image again")
+    return seen.asked
+
+
+def _below_triton(manifest: Manifest) -> dict[str, str]:
+    return {name.removeprefix("triton/"): digest for name, digest in manifest.files.items()}
+
+
+def _call(capabilities: Sequence[int], vocabularies: Sequence[int]) -> None:
+    from skiff.kernels.engine_calls import call_kernels, shapes
+    from skiff.kernels.offline import offline_gpu
+
+    for capability in capabilities:
+        with offline_gpu(capability):
+            for shape in shapes(vocabularies):
+                call_kernels(shape)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the commands above. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="Triton's part of the architecture layer.")
+    parser.add_argument("command", choices=("build", "verify"))
+    parser.add_argument("layer", type=Path, nargs="?", default=LAYER)
+    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--stubs", type=Path, default=STUBS, help="folder of libcuda.so.1")
+    parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES)
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=VOCABULARIES)
+    parsed = parser.parse_args(arguments)
+    mode, call = (Mode.BAKE, build) if parsed.command == "build" else (Mode.PROOF, verify)
+    os.environ |= environment(mode, root=parsed.root, stubs=parsed.stubs)
+    # Without it vLLM takes the absence of GPUs for the absence of Triton.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if call is build:
+        os.environ["TRITON_STORE_BINARY_ONLY"] = "1"  # a third of the size; in no key
+    from skiff.kernels.offline import load_stub
+
+    try:
+        load_stub(parsed.stubs)
+        kernels = call(parsed.layer, parsed.root, parsed.capability, parsed.vocabulary)
+    except SkiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    done = "compiled" if parsed.command == "build" else "loaded, none compiled"
+    print(f"{kernels} kernels {done}: {parsed.layer}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Which compiled code a start uses: the first rung of a ladder that holds, and why it is that one.
+
+    pack           everything was compiled for this GPU, model and engine
+    architecture   the image's kernels for this architecture, and CUDA graphs of decoding: no model
+                   is compiled, so nothing has to be
+    compile        the image's compiler; the tree can be kept as a pack afterwards
+    (stop)         an error that names what is missing
+
+There is no rung without CUDA graphs: an engine is never made eager in silence. Pure but for the
+reading of digests. Not covered: whether the pack loads (that is the proof's part).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from skiff.errors import InfraError
+from skiff.kernels.manifest import TREE, Facts, Manifest, check
+from skiff.kernels.tree import damage
+from skiff.kernels.variables import Mode, environment
+
+
+class Rung(Enum):
+    """What a start relies on, the best first."""
+
+    PACK = "pack"
+    ARCHITECTURE = "architecture"
+    COMPILE = "compile"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A folder with a manifest and a tree: a pack, or an image's architecture layer."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def tree(self) -> Path:
+        return self.path / TREE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to start the engine with.
+
+    tree          to be copied to the root before the start; None: it stays empty
+    compilation   vLLM's `compilation_config`; empty: as the profile has it
+    keep          True when the filled tree is worth keeping
+    line          for the log: the rung, and why not a better one
+    """
+
+    rung: Rung
+    tree: Path | None
+    compilation: dict[str, object]
+    environment: dict[str, str]
+    keep: bool
+    line: str
+
+
+def choose(
+    packs: Sequence[Compiled],
+    layer: Compiled | None,
+    ours: Facts,
+    *,
+    compiler: str | None,
+) -> Choice:
+    """The best rung for a start with the facts `ours`.
+
+    `compiler` is the C compiler's path, None when there is none. Raises InfraError when no rung
+    holds; it names the first difference of the nearest pack, and of the layer.
+    """
+    reasons = []
+    refused = [(pack, _against(pack, ours)) for pack in packs]
+    for pack, reason in refused:
+        if not reason:
+            return _choice(Rung.PACK, pack.tree, f"{pack.path.name} holds for this start")
+    if refused:
+        nearest, found = min(refused, key=lambda pair: len(pair[1]))
+        reasons.append(f"pack {nearest.path.name}: {_told(found)}")
+    else:
+        reasons.append("there is no pack")
+    lacking = _against(layer, ours) if layer else ["the image has none"]
+    if layer and not lacking:
+        return _choice(Rung.ARCHITECTURE, layer.tree, "; ".join(reasons))
+    reasons.append(f"architecture layer: {_told(lacking)}")
+    if compiler:
+        return _choice(Rung.COMPILE, None, "; ".join([*reasons, f"compiling with {compiler}"]))
+    raise InfraError(
+        "; ".join([*reasons, "there is no compiler"]),
+        where="kernels",
+        remedy="make a pack for this GPU, model and engine, or use an image with a compiler",
+    )
+
+
+def _against(compiled: Compiled, ours: Facts) -> list[str]:
+    """Why `compiled` does not serve. Files are read only where the manifest fits."""
+    differing = [str(one) for one in check(compiled.manifest, ours)]
+    return differing or damage(compiled.tree, compiled.manifest.files)
+
+
+def _told(reasons: Sequence[str]) -> str:
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more
+
+
+def _choice(rung: Rung, tree: Path | None, reason: str) -> Choice:
+    # Mode 0 is "no compilation". Full graphs need none, piecewise ones do.
+    decoding: dict[str, object] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    return Choice(
+        rung=rung,
+        tree=tree,
+        compilation=decoding if rung is Rung.ARCHITECTURE else {},
+        environment=environment(Mode.RUN),
+        keep=rung is Rung.COMPILE,
+        line=f"kernels: {rung.value}: {reason}",
+    )

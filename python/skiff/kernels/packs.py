@@ -1,0 +1,71 @@
+"""A folder of packs: list, compare, verify, prune.
+
+A pack is a folder with `manifest.json` and `tree/`. Not covered: packs as squashfs or SIF files;
+unpack them first.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from skiff.errors import ConfigError
+from skiff.kernels.ladder import Compiled
+from skiff.kernels.manifest import MANIFEST, Difference, differences, read_manifest
+from skiff.kernels.tree import damage
+
+
+def read_pack(folder: Path) -> Compiled:
+    """What is in `folder`, a layer too. Raises InfraError when its manifest cannot be read."""
+    return Compiled(folder, read_manifest(folder))
+
+
+def read_packs(folder: Path) -> list[Compiled]:
+    """The packs below `folder`, the newest first."""
+    if not folder.is_dir():
+        raise ConfigError("is no folder", where=str(folder))
+    found = [read_pack(path.parent) for path in folder.glob(f"*/{MANIFEST}")]
+    return sorted(found, key=lambda pack: pack.manifest.made, reverse=True)
+
+
+def packs_table(packs: Sequence[Compiled]) -> Table:
+    """What `skiff kernels list` prints."""
+    table = Table("pack", "GPU", "model", "vLLM", "made", "files", "MiB")
+    for pack in packs:
+        facts = pack.manifest.facts
+        size = sum(path.stat().st_size for path in pack.tree.rglob("*") if path.is_file())
+        table.add_row(
+            pack.path.name,
+            facts.device or " ".join(pack.manifest.capabilities),
+            facts.model,
+            facts.versions.get("vllm", ""),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(pack.manifest.made)),
+            str(len(pack.manifest.files)),
+            f"{size / (1 << 20):.1f}",
+        )
+    return table
+
+
+def explain(one: Compiled, other: Compiled) -> list[Difference]:
+    """The key factors in which two packs differ: why a start that finds one misses the other."""
+    return differences(one.manifest.facts, other.manifest.facts)
+
+
+def verify(pack: Compiled) -> list[str]:
+    """What is wrong with the files of a pack; empty when every digest is right."""
+    return damage(pack.tree, pack.manifest.files)
+
+
+def prune(packs: Sequence[Compiled], *, older_than: float, dry_run: bool) -> list[Compiled]:
+    """Remove the packs that were made more than `older_than` seconds ago; returns them."""
+    end = time.time() - older_than
+    old = [pack for pack in packs if pack.manifest.made < end]
+    if not dry_run:
+        for pack in old:
+            (pack.path / MANIFEST).unlink()  # first: half a pack must not look whole
+            shutil.rmtree(pack.path)
+    return old
