@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from skiff import cli
 from skiff.kernels.manifest import Facts
-from skiff.kernels.packs import read_packs
+from skiff.kernels.packs import keep, read_packs, verify
 
 from .conftest import Pack
 
@@ -65,6 +65,21 @@ def test_verify_finds_a_link(facts: Facts, pack: Pack, capsys: Captured) -> None
     kernel.symlink_to(made.path / "kernel.cubin")
     assert cli.main(["kernels", "verify", str(made.path)]) == 3
     assert "is a link" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_filled_root_is_kept_as_a_pack(facts: Facts, tmp_path: Path) -> None:
+    root, folder = tmp_path / "root", tmp_path / "packs"
+    (root / "triton").mkdir(parents=True)
+    (root / "triton/kernel.cubin").write_bytes(b"code")
+    folder.mkdir()
+    kept = keep(root, folder / "h200", facts, driver="580.65.06")
+    (found,) = read_packs(folder)
+    assert found == kept
+    assert (found.manifest.facts, found.manifest.driver) == (facts, "580.65.06")
+    assert verify(found) == []
+    assert [path.name for path in folder.iterdir()] == ["h200"]
+    with pytest.raises(FileExistsError):
+        keep(root, folder / "h200", facts)
 
 
 def test_prune_removes_only_the_old(

@@ -45,6 +45,8 @@ def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Se
     tree = layer / TREE
     tree.mkdir(parents=True)
     shutil.move(root / "triton", tree)
+    for rest in root.iterdir():  # what imports leave; an image's root has to be empty
+        shutil.rmtree(rest)
     manifest = Manifest(
         kind="architecture",
         facts=here(os.environ, root=root),

@@ -66,12 +66,12 @@ def choose(
     layer: Compiled | None,
     ours: Facts,
     *,
-    compiler: str | None,
+    missing: Sequence[str],
 ) -> Choice:
     """The best rung for a start with the facts `ours`.
 
-    `compiler` is the C compiler's path, None when there is none. Raises InfraError when no rung
-    holds; it names the first difference of the nearest pack, and of the layer.
+    `missing` is what compiling would lack here; empty when it can be done. Raises InfraError when
+    no rung holds; it names that, and the first difference of the nearest pack and of the layer.
     """
     reasons = []
     refused = [(pack, _against(pack, ours)) for pack in packs]
@@ -87,10 +87,10 @@ def choose(
     if layer and not lacking:
         return _choice(Rung.ARCHITECTURE, layer.tree, "; ".join(reasons))
     reasons.append(f"architecture layer: {_told(lacking)}")
-    if compiler:
-        return _choice(Rung.COMPILE, None, "; ".join([*reasons, f"compiling with {compiler}"]))
+    if not missing:
+        return _choice(Rung.COMPILE, None, "; ".join(reasons))
     raise InfraError(
-        "; ".join([*reasons, "there is no compiler"]),
+        "; ".join([*reasons, f"compiling lacks {', '.join(missing)}"]),
         where="kernels",
         remedy="make a pack for this GPU, model and engine, or use an image with a compiler",
     )

@@ -1,4 +1,4 @@
-"""A folder of packs: list, compare, verify, prune.
+"""A folder of packs: make, list, compare, verify, prune.
 
 A pack is a folder with `manifest.json` and `tree/`. Not covered: packs as squashfs or SIF files;
 unpack them first.
@@ -10,13 +10,23 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
 from skiff.errors import ConfigError
 from skiff.kernels.ladder import Compiled
-from skiff.kernels.manifest import MANIFEST, Difference, differences, read_manifest
-from skiff.kernels.tree import damage
+from skiff.kernels.manifest import (
+    MANIFEST,
+    TREE,
+    Difference,
+    Facts,
+    Manifest,
+    differences,
+    read_manifest,
+    write_manifest,
+)
+from skiff.kernels.tree import damage, digests
 
 
 def read_pack(folder: Path) -> Compiled:
@@ -30,6 +40,29 @@ def read_packs(folder: Path) -> list[Compiled]:
         raise ConfigError("is no folder", where=str(folder))
     found = [read_pack(path.parent) for path in folder.glob(f"*/{MANIFEST}")]
     return sorted(found, key=lambda pack: pack.manifest.made, reverse=True)
+
+
+def keep(root: Path, pack: Path, facts: Facts, *, driver: str = "") -> Compiled:
+    """Make the folder `pack` from the tree that a start with `facts` has filled at `root`.
+
+    `driver` is the GPU driver's version. Raises FileExistsError when there is such a folder.
+    """
+    if pack.exists():
+        raise FileExistsError(pack)
+    # In the same folder, under a name without a manifest: half a pack is never seen.
+    with TemporaryDirectory(prefix=f".{pack.name}.", dir=pack.parent) as made:
+        folder = Path(made, pack.name)
+        shutil.copytree(root, folder / TREE)
+        manifest = Manifest(
+            kind="device",
+            facts=facts,
+            driver=driver,
+            made=time.time(),
+            files=digests(folder / TREE),
+        )
+        write_manifest(folder, manifest)
+        folder.rename(pack)
+    return Compiled(pack, manifest)
 
 
 def packs_table(packs: Sequence[Compiled]) -> Table:
