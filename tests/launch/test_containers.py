@@ -9,7 +9,13 @@ import pytest
 from skiff.config import Config
 from skiff.errors import ConfigError
 from skiff.images.runnable import runnable
-from skiff.launch.containers import sif_program, trainer_binds, trainer_variables
+from skiff.launch.containers import (
+    Program,
+    runtime_binds,
+    sif_program,
+    trainer_binds,
+    trainer_variables,
+)
 
 
 def test_paths_are_bound_to_themselves_and_secrets_stay_off_the_command_line(
@@ -33,6 +39,29 @@ def test_paths_are_bound_to_themselves_and_secrets_stay_off_the_command_line(
     assert not any("absent" in word or "planted" in word for word in program.command)
     assert program.environment["APPTAINERENV_WANDB_API_KEY"] == "planted"
     assert "LD_PRELOAD" not in program.environment
+
+
+def test_a_gpu_is_given_to_who_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+
+    def program(*, gpus: bool) -> Program:
+        variables = trainer_variables()
+        return sif_program(
+            Path("/a.sif"), [], binds=[], scratch=tmp_path, variables=variables, gpus=gpus
+        )
+
+    assert "--nv" in program(gpus=True).command
+    assert "--nv" not in program(gpus=False).command
+    environment = program(gpus=True).environment
+    assert environment["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "MIG-1,MIG-2"
+
+
+def test_further_folders_are_bound_into_both(
+    runtime_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = runtime_config(images={"binds": [str(tmp_path / "data")]})
+    assert tmp_path / "data" in trainer_binds(config, tmp_path / "run")
+    assert tmp_path / "data" in runtime_binds(config, tmp_path / "run")
 
 
 def test_a_place_below_tmp_exists_in_what_is_bound_to_tmp(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from skiff.config import Config
+from skiff.config.load import dump_toml
 from skiff.launch import run_folder
 from skiff.launch.slurm import Job, scancel
 from skiff.launch.status import jobs_of
@@ -110,6 +111,20 @@ def profile(tmp_path: Path) -> dict[str, dict[str, Any]]:
             "trainer": {"partition": "gpu", "cpus": 2, "gres": "gpu:2"},
         },
     }
+
+
+@pytest.fixture
+def write(
+    runtime_config: Callable[..., Config], tmp_path: Path
+) -> Callable[[dict[str, dict[str, Any]]], Path]:
+    """`write(profile)`: the file of the whole profile."""
+
+    def call(profile: dict[str, dict[str, Any]]) -> Path:
+        file = tmp_path / "profile.toml"
+        file.write_text(dump_toml(runtime_config(**profile)))
+        return file
+
+    return call
 
 
 @pytest.fixture

@@ -3,29 +3,34 @@ check: its whole start takes minutes and is tests/train's."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from skiff import cli, events
-from skiff.config import Config
 from skiff.launch import run_folder
+from skiff.launch.slurm import Job, sbatch, show_job
 from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
 from skiff.sandbox import RuntimeClient, SandboxSpec
 
-from .conftest import Run, until
+from .conftest import Run, processes_of, until
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]
+Write = Callable[[Profile], Path]
+CLONE = Path(__file__).parents[2]
 GONE = "is no Hugging Face model folder (no config.json in it)"
 
 
 def test_a_trainer_that_fails_ends_the_job_with_its_exit_code(
-    submit_run: Submit, profile: Profile, monkeypatch: pytest.MonkeyPatch
+    submit_run: Submit,
+    profile: Profile,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "planted-secret")
     run = submit_run({**profile, "model": {"path": "/gone", "context_tokens": 8192}})
@@ -38,6 +43,8 @@ def test_a_trainer_that_fails_ends_the_job_with_its_exit_code(
     assert "train    job" in lines
     assert "failed on gpu1" in lines
     assert f"error    model.path = /gone: {GONE}" in lines
+    assert cli.main(["logs", str(run.folder)]) == 0
+    assert f"train-gpu1 | error: model.path = /gone: {GONE}" in capsys.readouterr().out
     [finished] = events.read(run.folder, "finished")
     assert finished["exit_code"] == 2
     assert (run.folder / "report.html").exists()
@@ -59,6 +66,40 @@ def test_two_jobs_end_together(submit_run: Submit, profile: Profile) -> None:
     assert jobs["runtime"].id != jobs["train"].id
     assert (jobs["runtime"].exit, jobs["train"].exit) == (0, 2)
     assert GONE in "\n".join(status(run.folder))
+
+
+def test_a_wrapper_is_submitted_by_hand(profile: Profile, write: Write, tmp_path: Path) -> None:
+    file = write({**profile, "model": {"path": "/gone", "context_tokens": 8192}})
+    [first, *_] = run_wrapper("het", file, tmp_path)
+    assert (first.state, first.exit) == ("FAILED", 2)
+    assert GONE in (tmp_path / "log").read_text()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_that_was_started_by_hand_is_cancelled(
+    profile: Profile, write: Write, tmp_path: Path
+) -> None:
+    def cancel_it() -> None:
+        [published] = until(lambda: sorted(tmp_path.glob("runs/*/rendezvous/01/runtime-*.json")))
+        assert cli.main(["cancel", str(published.parents[2])]) == 0
+
+    [job] = run_wrapper("runtime", write(profile), tmp_path, cancel_it)
+    assert job.state == "CANCELLED"
+    assert processes_of(tmp_path / "runs") == []
+
+
+def run_wrapper(
+    name: str, file: Path, folder: Path, meanwhile: Callable[[], None] = lambda: None
+) -> list[Job]:
+    """Submit sbatch/<name>.sbatch, with its lines #SBATCH edited for this Slurm, to its end."""
+    text = (CLONE / "sbatch" / f"{name}.sbatch").read_text()
+    text = text.replace("=gpu_test ", "=gpu ").replace("=test\n", "=cpu\n")
+    wrapper = folder / f"{name}.sbatch"
+    wrapper.write_text(re.sub(r"--cpus-per-task=\d+ --mem=\w+", "--cpus-per-task=2", text))
+    job_id = sbatch(wrapper, options=[f"--chdir={CLONE}", f"--output={folder / 'log'}", str(file)])
+    meanwhile()
+    until(lambda: all(job.ended for job in show_job(job_id)))
+    return show_job(job_id)
 
 
 async def test_a_runtime_alone_serves_until_it_is_cancelled(
@@ -98,7 +139,7 @@ def test_before_the_time_limit_a_run_is_requeued_so_often(
 
 def test_a_dry_run_prints_what_is_submitted(
     profile: Profile,
-    runtime_config: Callable[..., Config],
+    write: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -106,10 +147,7 @@ def test_a_dry_run_prints_what_is_submitted(
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
     for half in ("runtime", "trainer"):
         profile["slurm"][half]["extra"] = ["--begin=now+1hour"]
-    file = tmp_path / "profile.toml"
-    file.write_text(
-        tomli_w.dumps(runtime_config(**profile).model_dump(mode="json", exclude_none=True))
-    )
+    file = write(profile)
     run = tmp_path / "runs" / "tiny-20260101-000000"
 
     assert cli.main(["launch", str(file), "--dry-run"]) == 0
@@ -130,16 +168,11 @@ def test_a_dry_run_prints_what_is_submitted(
 
 def test_slurm_says_why_it_takes_no_job(
     profile: Profile,
-    runtime_config: Callable[..., Config],
-    tmp_path: Path,
+    write: Write,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     profile["slurm"]["trainer"]["partition"] = "nowhere"
-    file = tmp_path / "profile.toml"
-    file.write_text(
-        tomli_w.dumps(runtime_config(**profile).model_dump(mode="json", exclude_none=True))
-    )
-    assert cli.main(["launch", str(file)]) == 3
+    assert cli.main(["launch", str(write(profile))]) == 3
     assert "error: sbatch: " in (err := capfd.readouterr().err)
     assert "invalid partition specified: nowhere" in err
     assert subprocess.check_output(["squeue", "--noheader"]) == b""

@@ -14,7 +14,7 @@ from skiff import events
 from skiff.config import Config
 from skiff.config.load import write_config
 from skiff.errors import ConfigError, InfraError
-from skiff.sandbox.client import KEY_FILE_VARIABLE, URL_VARIABLE
+from skiff.sandbox.client import FOLDER_VARIABLE, KEY_FILE_VARIABLE, URL_VARIABLE
 from skiff.train import trainer, warm_start
 from skiff.train.resume import MARKER
 from skiff.train.trainer import export, find_runtime, phase, resolve_model, run_verl, train
@@ -82,6 +82,22 @@ def test_the_server_is_found_by_its_file(
     config = runtime_config(model={"path": "warm-start"}, warm_start={})
     find_runtime(config, publish(tmp_path))
     assert os.environ[URL_VARIABLE] == "http://here:1"
+    assert os.environ[KEY_FILE_VARIABLE] == "/keys/run"
+
+
+def test_several_servers_are_found_by_their_folder(
+    runtime_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, "/of/another/run")
+    monkeypatch.setenv(KEY_FILE_VARIABLE, "/keys/other")
+    monkeypatch.setattr(trainer, "RENDEZVOUS_SECONDS", 0.1)
+    config = runtime_config(model={"path": "warm-start"}, warm_start={})
+    with pytest.raises(InfraError, match="no runtime server appeared"):
+        find_runtime(config, tmp_path)
+    assert FOLDER_VARIABLE not in os.environ
+    publish(tmp_path).rename(tmp_path / "runtime-node7.json")
+    find_runtime(config, tmp_path)
+    assert os.environ[FOLDER_VARIABLE] == str(tmp_path)
     assert os.environ[KEY_FILE_VARIABLE] == "/keys/run"
 
 

@@ -141,6 +141,10 @@ def _slurm(config: Config) -> Iterator[str]:
             f"[slurm] with runtime.host = '{runtime.host}': the trainer's node cannot reach it; set"
             " runtime.host = '0.0.0.0'"
         )
+    images = config.images
+    for path in (config.run.folder, images.runtime, images.trainer):
+        if path is not None and not str(path).isprintable():
+            yield f"[slurm] with the path {str(path)!r}: a job's script names it; rename it"
     if runtime.port and slurm.runtime.nodes > 1 and runtime.url is None:
         yield (
             f"runtime.port = {runtime.port} with slurm.runtime.nodes = {slurm.runtime.nodes}: each"
@@ -161,6 +165,12 @@ def _slurm(config: Config) -> Iterator[str]:
         yield (
             "hardware.platform = 'cuda' without slurm.trainer.gres: no GPU would be given; set"
             f" slurm.trainer.gres = 'gpu:{hardware.gpus_per_node}'"
+        )
+    times = (slurm.runtime.time, slurm.trainer.time)
+    if slurm.mode == "het" and times[0] != times[1]:
+        yield (
+            f"slurm.mode = 'het' with slurm.runtime.time = {times[0]!r} and slurm.trainer.time ="
+            f" {times[1]!r}: the first to end would end both without a warning; make them equal"
         )
     if slurm.requeues and slurm.mode == "two-jobs":
         yield (

@@ -24,6 +24,7 @@ from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import run_folder
 from skiff.launch.local import (
+    INTERRUPTED,
     POLL_SECONDS,
     Halves,
     in_order,
@@ -33,7 +34,6 @@ from skiff.launch.local import (
 )
 from skiff.report import write_report
 
-INTERRUPTED = 130
 BUILT_HERE = ("shell", "synthetic")  # tasks in the image that is made where it is absent
 
 

@@ -42,6 +42,7 @@ RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
 READY_SECONDS = 60.0
 ENDS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells count
 
 
 @dataclass

@@ -12,12 +12,12 @@ from skiff.config import Config
 from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import local, run_folder
+from skiff.launch.local import INTERRUPTED
 from skiff.launch.watch import Watch
 from skiff.report import summarise, summary_table, write_report
 from skiff.train.inputs import check_inputs, check_places
 
 CRASHED = 1
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def run(config: Config, console: Console) -> int:

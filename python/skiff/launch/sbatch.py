@@ -48,11 +48,9 @@ set -uo pipefail
 attempt=$(({attempt} + ${{SLURM_RESTART_COUNT:-0}}))
 meeting={run}/rendezvous/$(printf %02d "$attempt")
 mkdir -p "$meeting"
-halves=()
 start() {{ # start HALF SRUN-OPTION...
     srun "${{@:2}}" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
         {python} -m skiff.launch.half "$1" --run {run} --attempt "$attempt" &
-    halves+=("$!")
 }}
 # A signal would reach every process of a half at once; at this file it ends in order.
 end() {{ touch "$meeting/{end}"; }}
@@ -63,7 +61,7 @@ trap 'cancelled=1; end' TERM  # `skiff cancel`
 """
 _TAIL = """\
 
-wait -n "${halves[@]}"
+wait -n
 code=$? # of the half that ended first, which is the cause
 end
 while [ -n "$(jobs -r)" ]; do wait; done
@@ -85,6 +83,7 @@ def sbatch_text(
     `python` is the interpreter of a clone that every node sees.
     """
     lines = ["#!/usr/bin/env bash", f"# {config.run.name}: {_TITLES[shape]}."]
+    lines += [f"# {name}: {place}." for name, place in _places(config, shape)]
     lines += ["# Written by `skiff launch`."]
     lines += [f"#SBATCH {option}" for option in _request(config, slurm, run_dir, shape)]
     starts = "".join(f"start {words}\n" for words in _starts(config, slurm, shape))
@@ -98,6 +97,18 @@ def sbatch_text(
     if slurm.requeues:
         tail += _REQUEUE.format(requeues=slurm.requeues)
     return "\n".join(lines) + "\n" + head + starts + tail + 'exit "$code"\n'
+
+
+def _places(config: Config, shape: Shape) -> Iterator[tuple[str, str]]:
+    """Each half, and what its entry point is started from (skiff.launch.containers)."""
+    if shape is not Shape.TRAINER:
+        yield "runtime", _place(config.images.runtime)
+    if shape is not Shape.RUNTIME:
+        yield "train", _place(config.images.trainer)
+
+
+def _place(image: Path | None) -> str:
+    return "from the clone" if image is None else f"by apptainer run {shlex.quote(str(image))}"
 
 
 def _request(config: Config, slurm: Slurm, run_dir: Path, shape: Shape) -> Iterator[str]:

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from skiff.launch import slurm
-from skiff.launch.half import INTERRUPTED
-from skiff.launch.local import last_error
+from skiff.launch.local import INTERRUPTED, last_error
 from skiff.launch.slurm import Job
 from skiff.launch.submit import job_ids
 from skiff.report.records import Records, read_records

@@ -99,22 +99,31 @@ def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict
     """Submit the next attempt of a run; returns the jobs' ids. Raises SkiffError."""
     attempt = run_folder.new_attempt(run_dir)
     folder = run_dir / "attempts" / f"{attempt:02d}"
-    key = run_dir / "rendezvous" / "key"
-    if not key.exists():  # made here, so that several servers have the same
-        write_atomic(key, secrets.token_urlsafe(32) + "\n", mode=0o600)
+    make_key(run_dir)
     ids: dict[Shape, str] = {}
     try:
         for job in submissions(config, run_dir, attempt, runtime_only=runtime_only):
             write_atomic(folder / job.file, job.text)
             ids[job.shape] = sbatch(folder / job.file, options=job.options(ids))
+            note_jobs(folder, ids)
     except SkiffError:
         if ids:
             scancel(list(ids.values()))
         raise
-    finally:
-        jobs = {shape.value: job_id for shape, job_id in ids.items()}
-        write_atomic(folder / JOBS, json.dumps(jobs, indent=1) + "\n")
     return ids
+
+
+def make_key(run_dir: Path) -> None:
+    """The run's key. It is made before any server is there, so that all have the same."""
+    key = run_dir / "rendezvous" / "key"
+    if not key.exists():
+        write_atomic(key, secrets.token_urlsafe(32) + "\n", mode=0o600)
+
+
+def note_jobs(attempt_dir: Path, ids: dict[Shape, str]) -> None:
+    """Write down what `status`, `logs` and `cancel` ask Slurm for."""
+    jobs = {shape.value: job_id for shape, job_id in ids.items()}
+    write_atomic(attempt_dir / JOBS, json.dumps(jobs, indent=1) + "\n")
 
 
 def job_ids(run_dir: Path) -> dict[Shape, str]:

@@ -81,6 +81,7 @@ def find_runtime(config: Config, rendezvous: Path) -> None:
     the environment. Raises InfraError when no rendezvous file appears in time.
     """
     check_places(config)
+    os.environ.pop(FOLDER_VARIABLE, None)  # of another run: it would win
     if config.runtime.url is not None:
         os.environ[URL_VARIABLE] = config.runtime.url
         return
