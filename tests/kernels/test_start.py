@@ -28,6 +28,7 @@ def test_a_fitting_pack_is_copied_to_the_root(ours: Facts, pack: Pack, tmp_path:
     choice = prepare(ours, packs=made.path.parent, layer=tmp_path / "none")
     assert choice.rung is Rung.PACK
     assert Path(ours.root, "triton/KEY/kernel.cubin").read_bytes() == b"code of p"
+    assert choice.environment["TRITON_CACHE_DIR"] == f"{ours.root}/triton"
 
 
 def test_without_a_pack_the_layer_is(ours: Facts, pack: Pack) -> None:

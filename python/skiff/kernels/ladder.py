@@ -77,7 +77,7 @@ def choose(
     refused = [(pack, _against(pack, ours)) for pack in packs]
     for pack, reason in refused:
         if not reason:
-            return _choice(Rung.PACK, pack.tree, f"{pack.path.name} holds for this start")
+            return _choice(Rung.PACK, ours, pack.tree, f"{pack.path.name} holds for this start")
     if refused:
         nearest, found = min(refused, key=lambda pair: len(pair[1]))
         reasons.append(f"pack {nearest.path.name}: {_told(found)}")
@@ -85,10 +85,10 @@ def choose(
         reasons.append("there is no pack")
     lacking = _against(layer, ours) if layer else ["the image has none"]
     if layer and not lacking:
-        return _choice(Rung.ARCHITECTURE, layer.tree, "; ".join(reasons))
+        return _choice(Rung.ARCHITECTURE, ours, layer.tree, "; ".join(reasons))
     reasons.append(f"architecture layer: {_told(lacking)}")
     if not missing:
-        return _choice(Rung.COMPILE, None, "; ".join(reasons))
+        return _choice(Rung.COMPILE, ours, None, "; ".join(reasons))
     raise InfraError(
         "; ".join([*reasons, f"compiling lacks {', '.join(missing)}"]),
         where="kernels",
@@ -107,14 +107,14 @@ def _told(reasons: Sequence[str]) -> str:
     return reasons[0] + more
 
 
-def _choice(rung: Rung, tree: Path | None, reason: str) -> Choice:
+def _choice(rung: Rung, ours: Facts, tree: Path | None, reason: str) -> Choice:
     # Mode 0 is "no compilation". Full graphs need none, piecewise ones do.
     decoding: dict[str, object] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return Choice(
         rung=rung,
         tree=tree,
         compilation=decoding if rung is Rung.ARCHITECTURE else {},
-        environment=environment(Mode.RUN),
+        environment=environment(Mode.RUN, root=Path(ours.root)),
         keep=rung is Rung.COMPILE,
         line=f"kernels: {rung.value}: {reason}",
     )

@@ -30,7 +30,7 @@ _SHARED_MEMORY = 227 << 10  # bytes a block may have on the largest GPU; only ch
 @contextmanager
 def offline_gpu(capability: int) -> Iterator[None]:
     """Let Triton compile for `capability` (80, 90, 120, ...) and launch nothing."""
-    before = driver._active
+    before = driver._active  # `active` would look for a GPU
     driver.set_active(_OfflineDriver(capability))
     try:
         yield
