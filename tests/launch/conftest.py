@@ -14,13 +14,15 @@ from skiff.launch import run_folder
 
 # Both write what happens to `story` and take the arguments of the real ones.
 HEAD = """
-import argparse, json, os, pathlib, signal, sys, time
+import argparse, json, os, pathlib, signal, socket, sys, time
 parser = argparse.ArgumentParser()
 for name in ("--config", "--rendezvous", "--key-file", "--attempt", "--port"):
     parser.add_argument(name)
 options = parser.parse_args()
 run = pathlib.Path(options.config).parent
 rendezvous = pathlib.Path(options.rendezvous)
+if rendezvous.is_dir():
+    rendezvous = rendezvous / f"runtime-{socket.gethostname()}.json"
 
 def tell(what):
     with open(run / "story", "a") as story:

@@ -24,6 +24,7 @@ from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import run_folder
 from skiff.launch.local import (
+    ENTRYPOINTS,
     INTERRUPTED,
     POLL_SECONDS,
     Halves,
@@ -55,12 +56,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def run_half(name: str, run_dir: Path, attempt: int) -> int:
+def run_half(name: str, run_dir: Path, attempt: int, *, entrypoints: Path = ENTRYPOINTS) -> int:
     """Run it to its end and return its exit status. Raises SkiffError, KeyboardInterrupt."""
     config = run_folder.read_config(run_dir)
     node = os.environ.get("SLURMD_NODENAME", "")
     meeting = run_folder.meeting(run_dir, attempt)
-    halves = Halves(config, run_dir, attempt, node=node, meeting=meeting)
+    halves = Halves(config, run_dir, attempt, entrypoints, node=node, meeting=meeting)
     return _serve(halves) if name == "runtime" else _train(halves)
 
 

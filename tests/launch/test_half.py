@@ -1,0 +1,121 @@
+"""One half on its node: how it ends, and what it says of that. tests/slurm has Slurm start it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from skiff import events
+from skiff.errors import InfraError
+from skiff.launch import half, local, run_folder
+from skiff.launch.half import run_half
+
+Entrypoints = Callable[..., Path]
+Story = Callable[[], list[str]]
+WAIT = 'on_term("train ends")\ntell("train starts")\ntime.sleep(600)\n'
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(half, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(half, "BUILT_HERE", ())  # no image is needed
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+
+
+@pytest.fixture
+def end_when(run_dir: Path) -> Iterator[Callable[[Callable[[], bool]], None]]:
+    """`end_when(condition)`: asks both halves of attempt 1 to end as soon as it holds."""
+    threads = []
+
+    def call(condition: Callable[[], bool]) -> None:
+        def ask() -> None:
+            deadline = time.monotonic() + 30
+            while not condition() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            (run_folder.meeting(run_dir, 1) / run_folder.END).touch()
+
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
+
+    yield call
+    for thread in threads:
+        thread.join()
+
+
+def finished(run_dir: Path) -> tuple[int, str]:
+    [event] = events.read(run_dir, "finished")
+    return event["exit_code"], event["reason"]
+
+
+@pytest.mark.parametrize(
+    ("train", "code", "reason"),
+    [
+        ("", 0, "done"),
+        ('print("error: no model", file=sys.stderr); sys.exit(2)', 2, "no model"),
+        ("os.kill(os.getpid(), 9)", 137, "exit code 137"),
+    ],
+)
+def test_a_trainer_ends_with_its_exit_code_and_a_report(
+    run_dir: Path, entrypoints: Entrypoints, train: str, code: int, reason: str
+) -> None:
+    assert run_half("train", run_dir, 1, entrypoints=entrypoints(train)) == code
+    assert finished(run_dir) == (code, reason)
+    assert (run_dir / "report.html").exists()
+    assert (run_dir / "logs" / "train-node7.01.log").exists()
+
+
+def test_a_trainer_ends_in_order_when_asked(
+    run_dir: Path,
+    entrypoints: Entrypoints,
+    story: Story,
+    end_when: Callable[[Callable[[], bool]], None],
+) -> None:
+    end_when(lambda: "train starts" in story())
+    with pytest.raises(KeyboardInterrupt):
+        run_half("train", run_dir, 1, entrypoints=entrypoints(WAIT))
+    assert story() == ["train starts", "train ends"]
+    assert finished(run_dir) == (130, "interrupted")
+
+
+def test_a_trainer_that_cannot_be_started_says_why(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InfraError("apptainer is not installed")
+
+    monkeypatch.setattr(local.Halves, "start", refuse)
+    with pytest.raises(InfraError):
+        run_half("train", run_dir, 1)
+    assert finished(run_dir) == (3, "apptainer is not installed")
+
+
+def test_a_server_ends_well_when_asked(
+    run_dir: Path,
+    entrypoints: Entrypoints,
+    story: Story,
+    end_when: Callable[[Callable[[], bool]], None],
+) -> None:
+    end_when(lambda: any(run_dir.glob("rendezvous/01/runtime-*.json")))
+    assert run_half("runtime", run_dir, 1, entrypoints=entrypoints("")) == 0
+    assert story() == ["runtime starts None", "runtime ends"]
+
+
+def test_a_server_is_started_again_so_often(
+    run_dir: Path, entrypoints: Entrypoints, story: Story
+) -> None:
+    dies = 'tell(f"runtime {options.port}"); publish(); time.sleep(0.1); sys.exit(4)'
+    with pytest.raises(InfraError, match="exit code 4 after 3 restarts"):
+        run_half("runtime", run_dir, 1, entrypoints=entrypoints("", dies))
+    assert story() == ["runtime None", *["runtime 4321"] * local.RESTARTS]
+
+
+def test_an_earlier_attempt_is_not_looked_at(run_dir: Path, entrypoints: Entrypoints) -> None:
+    (run_folder.meeting(run_dir, 1) / run_folder.END).touch()
+    train = 'tell(rendezvous.parent.name); sys.exit(0 if options.attempt == "2" else 1)'
+    assert run_half("train", run_dir, 2, entrypoints=entrypoints(train)) == 0
+    assert (run_dir / "story").read_text() == "02\n"
+    assert (run_dir / "attempts" / "02").is_dir()

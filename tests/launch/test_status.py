@@ -1,0 +1,86 @@
+"""`skiff status` and `skiff cancel` from what a run folder and Slurm say. tests/slurm has a real
+Slurm and a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from skiff import events
+from skiff.errors import ConfigError
+from skiff.launch import run_folder, status, submit
+from skiff.launch.sbatch import Shape
+from skiff.launch.slurm import Job
+
+Slurm = Callable[..., list[list[str]]]
+
+
+def job(state: str, job_id: str = "7", group: int | None = None, exit_code: int = 0) -> Job:
+    return Job(job_id, group, state, "", "", "node7", exit_code)
+
+
+@pytest.fixture
+def slurm(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """`slurm(jobs)`: what it says of the run's job 7; returns what it is asked to end, and how."""
+    submit.note_jobs(run_dir / "attempts" / "01", {Shape.HET: "7"})
+    asked: list[list[str]] = []
+
+    def says(*jobs: Job) -> list[list[str]]:
+        for module in (status.slurm, submit):
+            monkeypatch.setattr(module, "show_job", lambda _: list(jobs))
+        monkeypatch.setattr(submit, "terminate", lambda one: asked.append(["terminate", one]))
+        monkeypatch.setattr(submit, "scancel", lambda many: asked.append(["scancel", *many]))
+        return asked
+
+    return says
+
+
+def test_a_running_run(run_dir: Path, slurm: Slurm) -> None:
+    slurm(job("RUNNING", group=0), job("RUNNING", "8", group=1))
+    place = {"url": "http://127.0.0.1:1", "port": 1}
+    meeting = run_folder.meeting(run_dir, 1)
+    (meeting / "runtime-node7.json").write_text(json.dumps(place))
+    events.emit(run_dir, "step", step=4, seconds={"step": 2.0}, metrics={"reward_mean": 0.25})
+    assert status.status(run_dir)[:2] == [
+        "runtime  job 7 running on node7",
+        "train    job 8 running on node7",
+    ]
+    assert status.status(run_dir)[2].startswith("server   http://127.0.0.1:1 does not answer here")
+    assert status.status(run_dir)[3:] == ["step     4, reward 0.250"]
+
+
+def test_what_slurm_has_forgotten(run_dir: Path, slurm: Slurm) -> None:
+    slurm()
+    assert status.status(run_dir) == ["jobs     Slurm knows none of them any more"]
+
+
+def test_the_cause_is_the_trainers_or_the_servers(run_dir: Path, slurm: Slurm) -> None:
+    slurm(job("FAILED", exit_code=3))
+    (run_dir / "logs" / "slurm.7.log").write_text("error: srun: no node\n")
+    assert status.status(run_dir)[-1] == "error    srun: no node"
+    events.emit(run_dir, "error", what="port 80 is taken")
+    events.emit(run_dir, "finished", exit_code=130, reason="interrupted")
+    assert status.status(run_dir)[-1] == "error    port 80 is taken"
+    events.emit(run_dir, "finished", exit_code=3, reason="out of memory")
+    assert status.status(run_dir)[-1] == "error    out of memory"
+
+
+def test_what_runs_is_ended_in_order_and_what_waits_is_cancelled(
+    run_dir: Path, slurm: Slurm
+) -> None:
+    asked = slurm(job("RUNNING", group=0), job("RUNNING", "8", group=1))
+    submit.cancel(run_dir)
+    slurm(job("PENDING", group=0), job("PENDING", "8", group=1))
+    submit.cancel(run_dir)
+    slurm(job("COMPLETED"))
+    submit.cancel(run_dir)
+    slurm()
+    submit.cancel(run_dir)
+    assert asked == [["terminate", "7"], ["scancel", "7"]]
+
+
+def test_a_run_that_was_not_submitted(run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="was not submitted to Slurm"):
+        status.status(run_dir)
