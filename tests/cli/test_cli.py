@@ -38,6 +38,11 @@ COMMANDS = [
     ["images", "list"],
     ["images", "prune"],
     ["images", "import"],
+    ["kernels"],
+    ["kernels", "list"],
+    ["kernels", "explain"],
+    ["kernels", "verify"],
+    ["kernels", "prune"],
 ]
 Skiff = Callable[..., tuple[int, str, str]]
 

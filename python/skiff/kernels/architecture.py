@@ -8,7 +8,7 @@ compiler, and the cubins of vLLM's own kernels (engine_calls.py) for each archit
 made at the root because Triton's cache names absolute paths; `verify` copies it there first.
 
 Not covered: FlashInfer's modules (the sampler that needs one is off), flash-attn's cross entropy
-and verl's compiled functions, whose constants come from the model: a pack of the device has them.
+(few images hold flash-attn), and what PyTorch compiles for vLLM and verl: a pack has those.
 """
 
 from __future__ import annotations
