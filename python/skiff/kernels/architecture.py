@@ -45,8 +45,9 @@ def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Se
     tree = layer / TREE
     tree.mkdir(parents=True)
     shutil.move(root / "triton", tree)
-    for rest in root.iterdir():  # what imports leave; an image's root has to be empty
-        shutil.rmtree(rest)
+    # What imports leave is no part of the layer, and the root of an image has to be empty.
+    for left in root.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     manifest = Manifest(
         kind="architecture",
         facts=here(os.environ, root=root),
