@@ -97,6 +97,10 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "value": (["run", DEMO, "--set", "train.steps=two"], "train.steps"),
     "set": (["config", "show", DEMO, "--set", "train.steps"], "section.key=value"),
     "no nodes": (["launch", DEMO], "a profile without [slurm]: asks for no nodes"),
+    "image": (
+        ["launch", DEMO.replace("demo", "slurm-8gpu"), "--runtime-only", "--dry-run"],
+        "images: /scratch/me/sif/skiff-runtime-VERSION.sif: is no file",
+    ),
     "status": (["status", "{tmp}"], "{tmp}: was not submitted to Slurm"),
     "logs": (["logs", "{tmp}"], "was not submitted to Slurm"),
     "cancel": (["cancel", "{tmp}"], "was not submitted to Slurm"),

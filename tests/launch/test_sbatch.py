@@ -3,6 +3,7 @@ submits them."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from skiff.config import Config, load_config
 from skiff.config.slurm import Slurm
 from skiff.errors import ConfigError, InfraError
@@ -74,7 +77,7 @@ def test_every_field_becomes_an_option_of_its_half(runtime_config: Callable[...,
             assert f"#SBATCH --{word}={word}-{mark}\n" in part
         for line in ("--cpus-per-task=3", "--mem=5G", "--time=1-02:03:04", f"--gres=gpu:{mark}:1"):
             assert f"#SBATCH {line}\n" in part
-        assert "#SBATCH --exclusive\n#SBATCH --comment=two words\n" in part
+        assert "#SBATCH --exclusive\n#SBATCH --comment='two words'\n" in part
     assert "#SBATCH --nodes=2\n" in first
     assert "#SBATCH --nodes=1\n" in second
     assert "#SBATCH --signal=B:USR1@7\n" in first
@@ -87,6 +90,33 @@ def test_a_folder_may_have_any_name(runtime_config: Callable[..., Config]) -> No
     assert "#SBATCH --output='/a b/100%%/$HOME/c/logs/slurm.%j.log'\n" in text
     assert "--run '/a b/100%/$HOME/c' --attempt" in text
     assert "meeting='/a b/100%/$HOME/c'/rendezvous/" in text
+
+
+FIELDS = ("partition", "account", "qos", "constraint", "gres", "memory", "time", "exclude")
+HOSTILE = st.text(st.sampled_from("ab1:-=,'\"`$()#\\\n\r\t \x0b\x85\u2028"), max_size=8)
+
+
+@given(field=st.sampled_from((*FIELDS, "reservation", "extra")), value=HOSTILE)
+def test_no_value_adds_a_line_or_a_word(
+    runtime_config: Callable[..., Config], field: str, value: str
+) -> None:
+    given_value = [f"--comment={value}"] if field == "extra" else value
+    slurm = {part: {field: given_value} for part in ("runtime", "trainer")}
+    try:
+        config = runtime_config(**HERE, slurm=slurm)
+    except ConfigError:
+        return
+    lines = text_of(config, Shape.HET).split("\n")
+    plain = text_of(runtime_config(**HERE, slurm={}), Shape.HET).split("\n")
+    added = [line for line in lines if line not in plain]
+    assert len(lines) == len(plain) + 2
+    assert len(set(added)) == 1
+    assert shlex.split(added[0], comments=False)[1:] == [added_option(field, value)]
+
+
+def added_option(field: str, value: str) -> str:
+    names = {"memory": "mem", "extra": "comment"}
+    return f"--{names.get(field, field)}={value}"
 
 
 def test_no_secret_is_in_a_script(

@@ -146,7 +146,7 @@ def test_a_dry_run_prints_what_is_submitted(
 ) -> None:
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
     for half in ("runtime", "trainer"):
-        profile["slurm"][half]["extra"] = ["--begin=now+1hour"]
+        profile["slurm"][half]["extra"] = ["--begin=now+1hour", "--comment=it's two words"]
     file = write(profile)
     run = tmp_path / "runs" / "tiny-20260101-000000"
 
@@ -159,6 +159,9 @@ def test_a_dry_run_prints_what_is_submitted(
     assert (run / "attempts" / "01" / "het.sbatch").read_text() == printed.out
     assert cli.main(["status", str(run)]) == 0
     assert "pending (BeginTime) from 20" in capfd.readouterr().out
+    [job_id] = job_ids(run).values()
+    shown = subprocess.check_output(["scontrol", "show", "job", job_id], text=True)
+    assert shown.count("Comment=it's two words\n") == 2
     assert cli.main(["cancel", str(run)]) == 0
     assert cli.main(["logs", "-f", str(run)]) == 0
     assert cli.main(["status", str(run)]) == 0

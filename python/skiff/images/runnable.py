@@ -22,9 +22,14 @@ UNPACK_SECONDS = 1800
 
 def runnable(sif: Path) -> Path:
     """`sif`, or its file system in a folder of this node. Raises ConfigError, InfraError."""
+    check_file(sif)
+    return sif if os.access(FUSE, os.R_OK | os.W_OK) else _unpacked(sif)
+
+
+def check_file(sif: Path) -> None:
+    """Raises ConfigError when there is no such file."""
     if not sif.is_file():
         raise ConfigError("is no file", where=f"images: {sif}", remedy="make build-sif")
-    return sif if os.access(FUSE, os.R_OK | os.W_OK) else _unpacked(sif)
 
 
 def _unpacked(sif: Path) -> Path:

@@ -132,7 +132,9 @@ def _half(half: SlurmHalf, nodes: int) -> Iterable[str]:
     for name, option in _OPTIONS.items():
         if (value := getattr(half, name)) is not None:
             yield f"--{option}={value}"
-    yield from half.extra
+    for option in half.extra:
+        name, equals, value = option.partition("=")
+        yield f"{name}{equals}{shlex.quote(value) if value else ''}"
 
 
 def _starts(config: Config, slurm: Slurm, shape: Shape) -> Iterator[str]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from skiff.config import Config
 from skiff.errors import ConfigError, SkiffError
 from skiff.files import write_atomic
+from skiff.images.runnable import check_file
 from skiff.launch import run_folder
 from skiff.launch.sbatch import Shape, sbatch_text
 from skiff.launch.slurm import sbatch, scancel, show_job, terminate
@@ -80,6 +81,9 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
     if not runtime_only:
         check_inputs(config)
+    for image in (config.images.runtime, config.images.trainer):
+        if image is not None:
+            check_file(image)
     if dry_run:
         for job in planned:
             _print(job, place)
