@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from skiff import events
 from skiff.config import Config
 from skiff.errors import SkiffError
@@ -26,15 +28,15 @@ from skiff.launch import run_folder
 from skiff.launch.local import (
     ENTRYPOINTS,
     INTERRUPTED,
-    POLL_SECONDS,
     Halves,
     in_order,
     last_error,
     restart_runtime,
     wait_ready,
 )
-from skiff.report import write_report
+from skiff.launch.run import finish
 
+POLL_SECONDS = 1.0  # each look is a call to the shared file system
 BUILT_HERE = ("shell", "synthetic")  # tasks in the image that is made where it is absent
 
 
@@ -103,9 +105,7 @@ def _train(halves: Halves) -> int:
         code, reason = error.exit_code, str(error)
         raise
     finally:
-        finished = {"exit_code": code, "reason": reason, "attempt": halves.attempt}
-        events.emit(halves.run_dir, "finished", **finished)
-        write_report(halves.run_dir)
+        finish(halves.run_dir, halves.attempt, code, reason, Console(stderr=True))
     if code != 0:
         print(f"error: {reason}", file=sys.stderr)
     return code

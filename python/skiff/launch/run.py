@@ -62,12 +62,17 @@ def _run_halves(config: Config, run_dir: Path, console: Console) -> int:
         code, reason = error.exit_code, str(error)
         raise
     finally:
-        try:
-            events.emit(run_dir, "finished", exit_code=code, reason=reason, attempt=number)
-            write_report(run_dir)
-        except OSError as error:  # must not hide why the run ended
-            console.print(f"no report: {error}", markup=False)
+        finish(run_dir, number, code, reason, console)
     return code
+
+
+def finish(run_dir: Path, attempt: int, code: int, reason: str, console: Console) -> None:
+    """Record how an attempt ended, and make the report."""
+    try:
+        events.emit(run_dir, "finished", exit_code=code, reason=reason, attempt=attempt)
+        write_report(run_dir)
+    except OSError as error:  # must not hide why the run ended
+        console.print(f"no report: {error}", markup=False)
 
 
 def _make_image(config: Config, run_dir: Path) -> None:
