@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from skiff import cli, events
 from skiff.launch import run_folder
-from skiff.launch.slurm import Job, sbatch, show_job
+from skiff.launch.slurm import Job, show_job
 from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
 from skiff.sandbox import RuntimeClient, SandboxSpec
@@ -96,7 +96,8 @@ def run_wrapper(
     text = text.replace("=gpu_test ", "=gpu ").replace("=test\n", "=cpu\n")
     wrapper = folder / f"{name}.sbatch"
     wrapper.write_text(re.sub(r"--cpus-per-task=\d+ --mem=\w+", "--cpus-per-task=2", text))
-    job_id = sbatch(wrapper, options=[f"--chdir={CLONE}", f"--output={folder / 'log'}", str(file)])
+    options = ["--parsable", f"--chdir={CLONE}", f"--output={folder / 'log'}"]
+    job_id = subprocess.check_output(["sbatch", *options, wrapper, file], text=True).strip()
     meanwhile()
     until(lambda: all(job.ended for job in show_job(job_id)))
     return show_job(job_id)
@@ -146,7 +147,7 @@ def test_a_dry_run_prints_what_is_submitted(
 ) -> None:
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
     for half in ("runtime", "trainer"):
-        profile["slurm"][half]["extra"] = ["--begin=now+1hour", "--comment=it's two words"]
+        profile["slurm"][half]["extra"] = ["--begin=now+1hour", "--job-name=it's two words"]
     file = write(profile)
     run = tmp_path / "runs" / "tiny-20260101-000000"
 
@@ -161,7 +162,7 @@ def test_a_dry_run_prints_what_is_submitted(
     assert "pending (BeginTime) from 20" in capfd.readouterr().out
     [job_id] = job_ids(run).values()
     shown = subprocess.check_output(["scontrol", "show", "job", job_id], text=True)
-    assert shown.count("Comment=it's two words\n") == 2
+    assert shown.count("JobName=it's two words\n") == 2
     assert cli.main(["cancel", str(run)]) == 0
     assert cli.main(["logs", "-f", str(run)]) == 0
     assert cli.main(["status", str(run)]) == 0
