@@ -123,3 +123,8 @@ def test_it_runs_unpacked_by_an_ordinary_user(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(other.get("user", os.getuid()))
+
+
+def test_no_mirror_of_the_building_site_stays(place: Path) -> None:
+    told = execute(place, "find", "/etc/apt", "/mnt", "-type", "f", "-name", "*sources*")
+    assert "sources.list" not in told
