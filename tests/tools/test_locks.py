@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = [
-    ROOT / f"locks/{name}.txt" for name in ("cpu", "cuda", "runtime", "trainer-cpu", "flash-attn")
+    ROOT / f"locks/{name}.txt"
+    for name in ("cpu", "cuda", "runtime", "trainer-cpu", "flash-attn", "cuda-compiler")
 ]
 
 

@@ -287,7 +287,8 @@ def _fill_stage(stage: Path, image: Image, options: Options, *, epoch: int) -> P
     (stage / "environment").write_text("".join(lines))
     if image.lock_file is not None:
         shutil.copy(image.lock_file, stage / "lock.txt")
-        shutil.copy(ROOT / "locks" / "flash-attn.txt", stage)
+        for lock in ("flash-attn.txt", "cuda-compiler.txt"):
+            shutil.copy(ROOT / "locks" / lock, stage)
         for script in ("install", "flash-attn"):
             shutil.copy(ROOT / "containers" / script, stage / script)
         shutil.copy(find_uv_bin(), stage / "uv")
