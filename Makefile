@@ -11,7 +11,7 @@ shell_scripts = $(shell git ls-files -z | xargs -0 grep -lE '^\#!/(usr/)?bin/(en
 .PHONY: lock lock-debian clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## make .venv from the lock (PLATFORM=cpu|cuda, PYTHON=/path/to/python3.12)
 	@tools/install $(PLATFORM)
