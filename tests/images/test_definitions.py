@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from skiff.errors import ImageError
 from skiff.images import build, definitions
 from skiff.images.build import Options, build_images
@@ -15,7 +16,6 @@ from skiff.images.definitions import IMAGES, build_key, find_image, source_files
 from skiff.images.pins import debian_differences, differences, read_debian_lock, read_pins
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_CONSOLE: object = None
 
 
 def test_bases_come_first_and_once() -> None:
@@ -70,7 +70,7 @@ def test_a_lock_that_does_not_agree_builds_nothing(
     found = ["locks/runtime.txt: left-pad is missing"]
     monkeypatch.setattr(build, "differences", lambda root, locks: found)
     with pytest.raises(ImageError, match="left-pad is missing") as caught:
-        build_images(["runtime"], Options(output=tmp_path / "sif"), NO_CONSOLE)  # type: ignore[arg-type]
+        build_images(["runtime"], Options(output=tmp_path / "sif"), Console())
     assert "make lock" in caught.value.remedy
     assert not (tmp_path / "sif").exists()
 

@@ -41,6 +41,7 @@ from skiff.images.definitions import (
     Image,
     build_key,
     debian_names,
+    find_image,
     release_version,
     revision,
     with_bases,
@@ -70,6 +71,7 @@ _PASSED = (
     "UV_FIND_LINKS",
     "UV_OFFLINE",
 )
+_PATCHLEVEL = Path("include", "python3.12", "patchlevel.h")  # of an interpreter's tree
 _APT_CONF = """\
 APT::Sandbox::User "root";
 APT::Install-Recommends "false";
@@ -91,7 +93,6 @@ class Options:
     python  an interpreter's tree (it holds bin/python3.12); None: that of the running Python
     flash_archs  GPU architectures that flash-attn is compiled for ("90;100"); "": left out
     debian  "locked": the versions of locks/debian.txt; "newest": whatever the mirror has
-    cache   uv's folder of packages
     """
 
     output: Path
@@ -99,7 +100,6 @@ class Options:
     python: Path | None = None
     flash_archs: str = ""
     debian: Literal["locked", "newest"] = "locked"
-    cache: Path | None = None
     force: bool = False
 
 
@@ -126,6 +126,8 @@ def build_images(names: list[str], options: Options, console: Console) -> list[B
         if image.name == "trainer":
             arguments["FLASH_ARCHS"] = options.flash_archs
         inputs = arguments | {"base": options.base or "", "debian": options.debian}
+        if image.base is None:
+            inputs["python"] = _python_version(options)
         keys[image.name] = build_key(image, inputs, keys[image.base or ""])
         target = options.output / image.file_name()
         seconds = 0.0
@@ -169,8 +171,8 @@ def _build(
             status.update(f"{image.name}: root file system")
             arguments = arguments | _base_source(options, work)
         else:
-            base = with_bases([image.base])[-1]
-            arguments = arguments | {"BASE": str(options.output / base.file_name())}
+            base = options.output / find_image(image.base).file_name()
+            arguments = arguments | {"BASE": str(base)}
         cache = _fill_stage(stage, image, options, epoch=recipe.epoch)
         binds = [f"{stage}:/mnt", f"{cache}:/mnt/cache"]
         if image.base is None:
@@ -293,7 +295,7 @@ def _fill_stage(stage: Path, image: Image, options: Options, *, epoch: int) -> P
             shutil.copy(ROOT / "containers" / script, stage / script)
         shutil.copy(find_uv_bin(), stage / "uv")
         write_sources(stage / "skiff.tar", epoch=epoch)
-    cache = options.cache or Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
+    cache = Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 
@@ -315,13 +317,19 @@ def _mirrors() -> list[str]:
 def _interpreter(options: Options) -> Path:
     """The tree of a CPython 3.12 that can be copied."""
     tree = options.python or Path(sys.base_prefix)
-    if not (tree / "bin" / "python3.12").exists() or tree == Path("/usr"):
+    needed = (tree / "bin" / "python3.12", tree / _PATCHLEVEL)
+    if not all(path.exists() for path in needed) or tree == Path("/usr"):
         raise ImageError(
             "is not the tree of a Python 3.12 that can be copied into an image",
             where=str(tree),
             remedy="name one, as uv python install 3.12 or pyenv make it: --python FOLDER",
         )
     return tree.resolve()
+
+
+def _python_version(options: Options) -> str:
+    """What tells interpreters apart, wherever they lie."""
+    return _sha256(_interpreter(options) / _PATCHLEVEL)
 
 
 def _check_debian(installed: dict[str, str], options: Options) -> None:

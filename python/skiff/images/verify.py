@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from skiff.apptainer import check_sif
-from skiff.errors import ConfigError, ImageError
+from skiff.errors import ImageError
 from skiff.images.build import LOCK, read_manifest
 from skiff.images.definitions import find_image, release_version
-from skiff.images.runnable import runnable
+from skiff.images.runnable import check_file, runnable
 from skiff.images.signature import verify as verify_signature
 from skiff.sif import read_object
 
@@ -23,8 +23,7 @@ def verify_image(sif: Path, *, key: Path | None = None) -> list[str]:
 
     Raises ImageError with the first thing that is wrong, ConfigError when there is no such file.
     """
-    if not sif.is_file():
-        raise ConfigError("is no file", where=str(sif), remedy="make build-sif")
+    check_file(sif)
     found = []
     if key is not None:
         verify_signature(sif, key)
