@@ -62,7 +62,7 @@ def finished(run_dir: Path) -> tuple[int, str]:
 def test_a_trainer_ends_with_its_exit_code_and_a_report(
     run_dir: Path, entrypoints: Entrypoints, train: str, code: int, reason: str
 ) -> None:
-    assert run_half("train", run_dir, 1, entrypoints=entrypoints(train)) == code
+    assert run_half("train", run_dir, 1, alone=True, entrypoints=entrypoints(train)) == code
     assert finished(run_dir) == (code, reason)
     assert (run_dir / "report.html").exists()
     assert (run_dir / "logs" / "train-node7.01.log").exists()
@@ -76,7 +76,7 @@ def test_a_trainer_ends_in_order_when_asked(
 ) -> None:
     end_when(lambda: "train starts" in story())
     with pytest.raises(KeyboardInterrupt):
-        run_half("train", run_dir, 1, entrypoints=entrypoints(WAIT))
+        run_half("train", run_dir, 1, alone=True, entrypoints=entrypoints(WAIT))
     assert story() == ["train starts", "train ends"]
     assert finished(run_dir) == (130, "interrupted")
 
@@ -89,7 +89,7 @@ def test_a_trainer_that_cannot_be_started_says_why(
 
     monkeypatch.setattr(local.Halves, "start", refuse)
     with pytest.raises(InfraError):
-        run_half("train", run_dir, 1)
+        run_half("train", run_dir, 1, alone=True)
     assert finished(run_dir) == (3, "apptainer is not installed")
 
 
@@ -116,6 +116,6 @@ def test_a_server_is_started_again_so_often(
 def test_an_earlier_attempt_is_not_looked_at(run_dir: Path, entrypoints: Entrypoints) -> None:
     (run_folder.meeting(run_dir, 1) / run_folder.END).touch()
     train = 'tell(rendezvous.parent.name); sys.exit(0 if options.attempt == "2" else 1)'
-    assert run_half("train", run_dir, 2, entrypoints=entrypoints(train)) == 0
+    assert run_half("train", run_dir, 2, alone=True, entrypoints=entrypoints(train)) == 0
     assert (run_dir / "story").read_text() == "02\n"
     assert (run_dir / "attempts" / "02").is_dir()

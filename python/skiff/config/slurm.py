@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skiff.config.section import NotNegative, Positive, Section
+from skiff.config.section import NotNegative, Positive, Seconds, Section
 
 # One word without what sbatch or a shell would read as something else.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:;@%+=/&|()*\[\]!<>-]+$")]
@@ -53,6 +53,12 @@ class Slurm(Section):
     )
     requeues: NotNegative = Field(
         0, description="so often a job at its time limit goes on from the last checkpoint"
+    )
+    lease_seconds: Seconds = Field(
+        120, description="a half that gives no sign of life for so long ends the other one"
+    )
+    wait_seconds: Seconds = Field(
+        1800, description="so long the half that is there first waits for the other one"
     )
     runtime: SlurmRuntime = SlurmRuntime()
     trainer: SlurmHalf = SlurmHalf()

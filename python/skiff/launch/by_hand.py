@@ -56,7 +56,8 @@ def prepare(config: Config, shape: Shape, job_id: str) -> Path:
     folder = run_dir / "attempts" / f"{attempt:02d}"
     script = folder / f"{shape.value}.sbatch"
     slurm = config.slurm or Slurm()
-    text = sbatch_text(config, slurm, run_dir, attempt, shape, python=Path(sys.executable))
+    python, alone = Path(sys.executable), shape is not Shape.HET
+    text = sbatch_text(config, slurm, run_dir, attempt, shape, python=python, alone=alone)
     write_atomic(script, text)
     note_jobs(folder, {shape: job_id})
     return script

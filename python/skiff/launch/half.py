@@ -4,27 +4,36 @@
 It starts what `skiff run` starts on one machine: the entry point of this clone or of its image, and
 on the host podman's service for a runtime server in an image. When the entry point has ended, a
 signal arrives or RUN/rendezvous/NN/end is there, all that was started is ended in order. The exit
-status is the entry point's; that of a trainer that was ended is 130.
+status is the entry point's, or that of the half that failed first; that of a trainer that was ended
+is 130.
 
 The halves find each other in RUN/rendezvous/NN: what an earlier attempt has left is not looked at.
-Not covered: a half that waits for nothing, because the other one's node is gone (leases).
+There each half shows that it lives (skiff.launch.leases), and why it has ended: a file END without
+text asks all to end, else its first line is an exit status and the rest a sentence.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from skiff import events
 from skiff.config import Config
-from skiff.errors import SkiffError
+from skiff.config.slurm import Slurm
+from skiff.errors import InfraError, SkiffError
+from skiff.files import write_atomic
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import run_folder
+from skiff.launch.canary import check_shared
+from skiff.launch.leases import Lease, Partner
 from skiff.launch.local import (
     ENTRYPOINTS,
     INTERRUPTED,
@@ -35,6 +44,9 @@ from skiff.launch.local import (
     wait_ready,
 )
 from skiff.launch.run import finish
+from skiff.launch.servers import Servers
+from skiff.runtime.leftovers import remove_leftovers
+from skiff.runtime.server import STATE_FOLDER
 
 POLL_SECONDS = 1.0  # each look is a call to the shared file system
 BUILT_HERE = ("shell", "synthetic")  # tasks in the image that is made where it is absent
@@ -46,39 +58,119 @@ def main() -> None:
     parser.add_argument("half", choices=("runtime", "train"))
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--alone", action="store_true", help="there is no other half of this run")
     given = parser.parse_args()
     try:
-        code = run_half(given.half, given.run, given.attempt)
+        check_shared(given.run)
+        code = run_half(given.half, given.run, given.attempt, alone=given.alone)
     except SkiffError as error:
-        events.emit(given.run, "error", what=str(error))
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+        if given.run.is_dir():
+            _tell(given.run, given.attempt, error)
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
 
 
-def run_half(name: str, run_dir: Path, attempt: int, *, entrypoints: Path = ENTRYPOINTS) -> int:
-    """Run it to its end and return its exit status. Raises SkiffError, KeyboardInterrupt."""
+class EndedElsewhereError(SkiffError):
+    """Another part of the run failed first; its exit status is ours."""
+
+    def __init__(self, exit_code: int, sentence: str) -> None:
+        super().__init__(sentence or f"another part of the run ended with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def run_half(
+    name: str,
+    run_dir: Path,
+    attempt: int,
+    *,
+    alone: bool = False,
+    entrypoints: Path = ENTRYPOINTS,
+) -> int:
+    """Run it to its end and return its exit status. Raises SkiffError, KeyboardInterrupt.
+
+    `alone`: no other half of this run is to come, so none is waited for.
+    """
     config = run_folder.read_config(run_dir)
     node = os.environ.get("SLURMD_NODENAME", "")
     meeting = run_folder.meeting(run_dir, attempt)
     halves = Halves(config, run_dir, attempt, entrypoints, node=node, meeting=meeting)
-    return _serve(halves) if name == "runtime" else _train(halves)
+    seconds = (config.slurm or Slurm()).lease_seconds
+    with Lease(meeting, name, node, seconds=seconds) as lease:
+        lookout = Lookout(halves, lease, None if alone else _partner(config, meeting, name))
+        return _serve(lookout) if name == "runtime" else _train(lookout)
 
 
-def _serve(halves: Halves) -> int:
-    restarts = 0
-    with in_order(halves):
-        _make_image(halves.config)
-        halves.start_runtime()
-        wait_ready(halves)
-        while not _asked_to_end(halves):
-            if halves.running["runtime"].returncode is not None:
-                restarts += 1
-                restart_runtime(halves, restarts)
-            time.sleep(POLL_SECONDS)
+@dataclass
+class Lookout:
+    """What a half looks at while it runs."""
+
+    halves: Halves
+    lease: Lease
+    partner: Partner | None
+
+    def check(self) -> bool:
+        """Whether we are asked to end. Raises EndedElsewhereError, InfraError."""
+        end = self.halves.rendezvous / run_folder.END
+        if end.exists():
+            code, _, sentence = end.read_text().partition("\n")
+            if code.strip() not in ("", "0"):
+                raise EndedElsewhereError(int(code), sentence.strip())
+            return True
+        self.lease.check()
+        if self.partner is not None:
+            self.partner.check()
+        return False
+
+
+def _partner(config: Config, meeting: Path, name: str) -> Partner:
+    slurm = config.slurm or Slurm()
+    servers = name == "train"
+    return Partner(
+        meeting,
+        "runtime" if servers else "train",
+        nodes=slurm.runtime.nodes if servers else config.hardware.nodes,
+        seconds=slurm.lease_seconds,
+        wait_seconds=slurm.wait_seconds,
+    )
+
+
+def _tell(run_dir: Path, attempt: int, error: SkiffError) -> None:
+    """Why we have ended, unless another part of the run has ended before."""
+    if isinstance(error, EndedElsewhereError):
+        return
+    events.emit(run_dir, "error", what=str(error))
+    end = run_folder.meeting(run_dir, attempt) / run_folder.END
+    if not end.exists():
+        write_atomic(end, f"{error.exit_code}\n{error}\n")
+
+
+def _serve(lookout: Lookout) -> int:
+    halves, restarts = lookout.halves, 0
+    try:
+        # What has failed elsewhere is said there.
+        with contextlib.suppress(EndedElsewhereError), in_order(halves):
+            _make_image(halves.config)
+            halves.start_runtime()
+            wait_ready(halves)
+            while not lookout.check():
+                if halves.running["runtime"].returncode is not None:
+                    restarts += 1
+                    restart_runtime(halves, restarts)
+                time.sleep(POLL_SECONDS)
+    finally:
+        if halves.config.runtime.backend == "podman":
+            _remove_leftovers(halves.run_dir)
     return 0
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    try:
+        remove_leftovers(run_dir / STATE_FOLDER / socket.gethostname())
+    except InfraError as error:  # must not hide why the half has ended
+        events.emit(run_dir, "error", what=f"sandboxes may be left on this node: {error}")
 
 
 def _make_image(config: Config) -> None:
@@ -89,13 +181,15 @@ def _make_image(config: Config) -> None:
         ensure_sandbox_image()
 
 
-def _train(halves: Halves) -> int:
+def _train(lookout: Lookout) -> int:
+    halves = lookout.halves
     code, reason = INTERRUPTED, "interrupted"
     try:
         with in_order(halves):
+            _wait_server(lookout)
             halves.start("train", "--attempt", str(halves.attempt))
             while (ended := halves.running["train"].returncode) is None:
-                if _asked_to_end(halves):
+                if lookout.check():
                     raise KeyboardInterrupt
                 time.sleep(POLL_SECONDS)
             # As a shell counts: 128 and the signal's number.
@@ -111,8 +205,16 @@ def _train(halves: Halves) -> int:
     return code
 
 
-def _asked_to_end(halves: Halves) -> bool:
-    return (halves.rendezvous / run_folder.END).exists()
+def _wait_server(lookout: Lookout) -> None:
+    """Until a server of this attempt answers, where one is to come."""
+    if lookout.partner is None:
+        return
+    halves = lookout.halves
+    servers = Servers(halves.run_dir, halves.rendezvous, halves.attempt)
+    while not servers.ready():
+        if lookout.check():
+            raise KeyboardInterrupt
+        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -121,8 +121,12 @@ class Halves:
     def start_runtime(self) -> None:
         """Start the server, on its port when it is a restart."""
         key_file = self.run_dir / "rendezvous" / "key"
-        again = ("--port", str(self.port)) if self.port else ()
-        self.start("runtime", "--key-file", str(key_file), *again)
+        names = ["--attempt", str(self.attempt), "--job", os.environ.get("SLURM_JOB_ID", "")]
+        if self.port is None:
+            self.published.unlink(missing_ok=True)  # of an earlier attempt
+        else:
+            names += ["--port", str(self.port)]
+        self.start("runtime", "--key-file", str(key_file), *names)
 
     def stop(self, name: str) -> None:
         """End one half and all that it has started."""
@@ -210,7 +214,6 @@ def last_error(log: Path) -> str:
 @contextlib.contextmanager
 def in_order(halves: Halves) -> Iterator[Halves]:
     """End both halves on every way out, the trainer first; one of ENDS is a KeyboardInterrupt."""
-    halves.published.unlink(missing_ok=True)  # of an earlier attempt
     handlers = {
         # SIGINT, too: a shell starts background jobs with it ignored.
         number: signal.signal(number, _interrupt)

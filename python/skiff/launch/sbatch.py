@@ -50,11 +50,15 @@ meeting={run}/rendezvous/$(printf %02d "$attempt")
 mkdir -p "$meeting"
 start() {{ # start HALF SRUN-OPTION...
     srun "${{@:2}}" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
-        {python} -m skiff.launch.half "$1" --run {run} --attempt "$attempt" &
+        {python} -m skiff.launch.half "$1" --run {run} --attempt "$attempt"{alone} &
+    halves[$!]=$1
 }}
 # A signal would reach every process of a half at once; at this file it ends in order.
-end() {{ touch "$meeting/{end}"; }}
-time_is_up='' cancelled=''
+end() {{ # end [EXIT-CODE SENTENCE]
+    [ -e "$meeting/{end}" ] && return # who failed has said more
+    printf '%s\\n' "$@" >"$meeting/.{end}" && mv "$meeting/.{end}" "$meeting/{end}"
+}}
+time_is_up='' cancelled='' first=''
 trap 'time_is_up=1; end' USR1 # before the time limit
 trap 'cancelled=1; end' TERM  # `skiff cancel`
 
@@ -63,7 +67,8 @@ _TAIL = """\
 
 wait -n
 code=$? # of the half that ended first, which is the cause
-end
+for pid in "${!halves[@]}"; do kill -0 "$pid" 2>/dev/null || first=${halves[$pid]}; done
+end "$code" "the $first half ended with exit code $code"
 while [ -n "$(jobs -r)" ]; do wait; done
 if [ -n "$cancelled" ]; then scancel "$SLURM_JOB_ID"; fi
 if [ -n "$time_is_up" ]; then code=124; fi # as timeout(1) says it
@@ -76,11 +81,18 @@ fi
 
 
 def sbatch_text(
-    config: Config, slurm: Slurm, run_dir: Path, attempt: int, shape: Shape, *, python: Path
+    config: Config,
+    slurm: Slurm,
+    run_dir: Path,
+    attempt: int,
+    shape: Shape,
+    *,
+    python: Path,
+    alone: bool = False,
 ) -> str:
     """The script of one job of the run in `run_dir`.
 
-    `python` is the interpreter of a clone that every node sees.
+    `python` is the interpreter of a clone that every node sees. `alone`: the run has no other half.
     """
     lines = ["#!/usr/bin/env bash", f"# {config.run.name}: {_TITLES[shape]}."]
     lines += [f"# {name}: {place}." for name, place in _places(config, shape)]
@@ -88,6 +100,7 @@ def sbatch_text(
     lines += [f"#SBATCH {option}" for option in _request(config, slurm, run_dir, shape)]
     starts = "".join(f"start {words}\n" for words in _starts(config, slurm, shape))
     head = _HEAD.format(
+        alone=" --alone" if alone else "",
         attempt=attempt,
         end=run_folder.END,
         python=shlex.quote(str(python)),

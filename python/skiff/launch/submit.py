@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +61,15 @@ def submissions(
             remedy="add one as in profiles/slurm-mig.toml, or run it here with --local",
         )
 
-    def one(shape: Shape, after: Shape | None = None) -> Submission:
-        text = sbatch_text(config, slurm, run_dir, attempt, shape, python=Path(sys.executable))
+    def one(shape: Shape, after: Shape | None = None, *, alone: bool = False) -> Submission:
+        python = Path(sys.executable)
+        text = sbatch_text(config, slurm, run_dir, attempt, shape, python=python, alone=alone)
         return Submission(shape, text, after)
 
     if runtime_only:
-        return [one(Shape.RUNTIME)]
+        return [one(Shape.RUNTIME, alone=True)]
     if config.runtime.url is not None:
-        return [one(Shape.TRAINER)]
+        return [one(Shape.TRAINER, alone=True)]
     if slurm.mode == "two-jobs":
         return [one(Shape.RUNTIME), one(Shape.TRAINER, after=Shape.RUNTIME)]
     return [one(Shape.HET)]
@@ -76,7 +78,7 @@ def submissions(
 def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: bool) -> None:
     """Check what the profile names, make a run folder and submit; a dry run only prints.
 
-    Raises SkiffError; nothing is then left in the queue.
+    Raises SkiffError; nothing is then left, in the queue or as a folder.
     """
     planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
     if not runtime_only:
@@ -89,8 +91,13 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
             _print(job, place)
         return
     run_dir = run_folder.make(config)
+    try:
+        ids = submit(config, run_dir, runtime_only=runtime_only)
+    except SkiffError:
+        shutil.rmtree(run_dir)
+        raise
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
-    for shape, job_id in submit(config, run_dir, runtime_only=runtime_only).items():
+    for shape, job_id in ids.items():
         console.print(f"job {job_id}: {shape.value}", markup=False)
     console.print(
         f"skiff status {run_dir}\nskiff logs -f {run_dir}\nskiff cancel {run_dir}",

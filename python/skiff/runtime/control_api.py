@@ -65,13 +65,14 @@ PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def control_app(
-    sandboxes: Sandboxes, builds: Builds, metrics: Metrics, config: Config, key: str
+    sandboxes: Sandboxes, builds: Builds, metrics: Metrics, config: Config, key: str, nonce: str
 ) -> FastAPI:
-    """The ASGI application; every call but the health checks needs `X-API-Key: <key>`."""
+    """The ASGI application; every call but the health checks needs `X-API-Key: <key>`. `nonce`
+    tells this start of the server from others."""
     app = FastAPI(title="Skiff runtime", docs_url=None, redoc_url=None)
     app.add_middleware(ControlAccess, key=key, context_bytes=config.runtime.build_context_mib * MIB)
     answer_faults(app)
-    app.include_router(_health(sandboxes))
+    app.include_router(_health(sandboxes, nonce))
     described = APIKeyHeader(name=KEY_HEADER, auto_error=False)  # ControlAccess checks it
     for router in (
         _starting(sandboxes, config),
@@ -88,7 +89,7 @@ def control_app(
     return app
 
 
-def _health(sandboxes: Sandboxes) -> APIRouter:
+def _health(sandboxes: Sandboxes, nonce: str) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
@@ -96,7 +97,7 @@ def _health(sandboxes: Sandboxes) -> APIRouter:
     @router.get("/ready", operation_id="ready")
     async def health() -> HealthAnswer:
         counts = sandboxes.counts()
-        return HealthAnswer(status="ok", sandboxes=counts, free=counts["free"])
+        return HealthAnswer(status="ok", nonce=nonce, sandboxes=counts, free=counts["free"])
 
     return router
 

@@ -128,9 +128,11 @@ class LeaseAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """`free` places: negative when starts are queued beyond the places."""
+    """`free` places: negative when starts are queued beyond the places. `nonce`: of this start of
+    the server, as in its rendezvous file."""
 
     status: Literal["ok"]
+    nonce: str
     sandboxes: dict[str, int]
     free: int
 

@@ -5,7 +5,8 @@ the journal) lies beside the configuration file, so that a server that is starte
 the sandboxes of a killed one. SIGTERM ends the sandboxes, too.
 
 Several nodes share one run folder: where the rendezvous is a folder, each server writes a file of
-its own there and keeps its state in a folder of its own.
+its own there and keeps its state in a folder of its own. The file says which start of the server
+wrote it: the attempt, Slurm's job, and a nonce that /health repeats.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -52,8 +54,17 @@ SHUTDOWN_SECONDS = 5
 log = logging.getLogger("skiff.runtime")
 
 
-def main(config_file: Path, rendezvous: Path, key_file: Path, *, port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, on `port` rather than the profile's when given.
+def main(
+    config_file: Path,
+    rendezvous: Path,
+    key_file: Path,
+    *,
+    port: int | None = None,
+    attempt: int = 1,
+    job: str = "",
+) -> None:
+    """Serve until SIGTERM or SIGINT, on `port` rather than the profile's when given. `attempt`
+    (of the run) and `job` (Slurm's) are published.
 
     Raises SkiffError when the server can't come up.
     """
@@ -68,7 +79,8 @@ def main(config_file: Path, rendezvous: Path, key_file: Path, *, port: int | Non
     _raise_open_files()
     wanted = config.runtime.port if port is None else port
     with _listener(config.runtime.host, wanted) as listener:
-        uvloop.run(serve(config, listener, key, key_file, rendezvous, state))
+        start = {"attempt": attempt, "job": job, "nonce": secrets.token_hex(8)}
+        uvloop.run(serve(config, listener, key, key_file, rendezvous, state, start))
 
 
 async def serve(
@@ -78,8 +90,10 @@ async def serve(
     key_file: Path,
     rendezvous: Path,
     state: Path,
+    start: Mapping[str, Any],
 ) -> None:
-    """Serve on `listener`; write `rendezvous` when ready, remove it at the end."""
+    """Serve on `listener`; write `rendezvous` when ready, remove it at the end. `start` is
+    published: attempt, job, nonce."""
     switch = _Switch()
     server = _Server(
         uvicorn.Config(
@@ -109,7 +123,7 @@ async def serve(
         context_bytes=config.runtime.build_context_mib << 20,
     )
     metrics.watch(sandboxes, builds)
-    switch.control = BodyGuard(control_app(sandboxes, builds, metrics, config, key))
+    switch.control = BodyGuard(control_app(sandboxes, builds, metrics, config, key, start["nonce"]))
     switch.sandbox = BodyGuard(sandbox_app(ports.sandbox))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -119,7 +133,8 @@ async def serve(
     await sandboxes.open()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        _publish(rendezvous, advertised, port, key_file, config.runtime.max_sandboxes)
+        place = {"url": f"http://{advertised}:{port}", "host": advertised, "port": port}
+        _publish(rendezvous, {**place, **start}, key_file, config.runtime.max_sandboxes)
         log.info("serving sandboxes at %s:%d", advertised, port)
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -142,15 +157,12 @@ def read_or_make_key(path: Path) -> str:
     return read_key_file(path)
 
 
-def _publish(rendezvous: Path, host: str, port: int, key_file: Path, places: int) -> None:
+def _publish(rendezvous: Path, place: Mapping[str, Any], key_file: Path, places: int) -> None:
     """Say where the server is, now that it answers."""
     place = {
-        "url": f"http://{host}:{port}",
-        "host": host,
-        "port": port,
+        **place,
         "pid": os.getpid(),
         "key_file": str(key_file.absolute()),
-        "nonce": secrets.token_hex(8),
         "started": time.time(),
         "places": places,
     }
