@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="a run folder")
     report.set_defaults(call=_report)
 
+    _doctor_command(commands)
     _task_commands(commands.add_parser("tasks", help="build, list, show and check tasks"))
     images = commands.add_parser("images", help="sandbox images, and the SIFs that Skiff runs in")
     image_commands = images.add_subparsers(required=True, metavar="COMMAND")
@@ -127,6 +128,13 @@ def _slurm_commands(commands: _Commands) -> None:
     cancel.set_defaults(call=_cancel)
     for each in (status, logs, cancel):
         each.add_argument("run", type=Path, help="a run folder")
+
+
+def _doctor_command(commands: _Commands) -> None:
+    doctor = commands.add_parser("doctor", help="what is wrong, before a run or after it")
+    doctor.add_argument("place", type=Path, help="a run folder: why did it end so?")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(call=_doctor)
 
 
 def _task_commands(parser: argparse.ArgumentParser) -> None:
@@ -312,6 +320,18 @@ def _report(parsed: argparse.Namespace, console: Console) -> None:
 
     console.print(summary_table(summarise(parsed.run)))
     console.print(str(write_report(parsed.run)))
+
+
+def _doctor(parsed: argparse.Namespace, console: Console) -> int:
+    from skiff.doctor.after import diagnose
+    from skiff.doctor.show import show_diagnosis
+
+    found = diagnose(parsed.place)
+    if parsed.json:
+        print(found.as_json())
+    else:
+        show_diagnosis(found, console)
+    return 1 if found.causes else 0
 
 
 def _tasks_list(parsed: argparse.Namespace, console: Console) -> None:
