@@ -1,4 +1,5 @@
-"""The one seam where Slurm's programs are started: sbatch, scontrol, scancel.
+"""The one seam where Slurm's programs are started: sbatch, scontrol, scancel, and for the doctor
+sinfo, sacctmgr and srun.
 
 What a job is doing is asked of slurmctld, which forgets a job some minutes after its end
 (MinJobAge); sacct, which many sites lack, is not needed.
@@ -6,6 +7,7 @@ What a job is doing is asked of slurmctld, which forgets a job some minutes afte
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -43,6 +45,61 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What sinfo tells of a partition: one line for each kind of its nodes.
+
+    limit  the longest time limit, e.g. '12:00:00' or 'infinite'
+    gres   e.g. ('gpu:a100:8',)
+    """
+
+    name: str
+    up: bool
+    limit: str
+    nodes: int
+    gres: tuple[str, ...]
+
+
+def partitions() -> dict[str, Partition]:
+    """The partitions of the cluster by name. Raises InfraError with Slurm's words."""
+    found: dict[str, Partition] = {}
+    for line in _call(["sinfo", "--noheader", "--format=%R|%a|%l|%D|%G"]).splitlines():
+        name, state, limit, nodes, gres = line.split("|")
+        before = found.get(name)
+        found[name] = Partition(
+            name=name,
+            up=state == "up",
+            limit=limit,
+            nodes=int(nodes) + (before.nodes if before else 0),
+            gres=(*(before.gres if before else ()), *([gres] if _known(gres) else [])),
+        )
+    return found
+
+
+def check_submission(text: str) -> str:
+    """Have Slurm say when a script would start, submitting nothing; returns its sentence. Raises
+    InfraError with its words when the script would be refused."""
+    return _run(["sbatch", "--test-only"], stdin=text).stderr.strip().removeprefix("sbatch: ")
+
+
+def accounts() -> list[str]:
+    """The accounts of this user. Raises InfraError where Slurm keeps none."""
+    user = f"user={os.environ.get('USER') or os.getuid()}"
+    out = _call(["sacctmgr", "--noheader", "--parsable2", "show", "assoc", user, "format=account"])
+    return sorted(set(out.split()))
+
+
+def srun(options: Sequence[str], command: Sequence[str], *, stdin: str, seconds: float) -> str:
+    """Run `command` on a node; returns its output, whatever its exit status was.
+
+    Raises InfraError when it has written nothing, or does not end in `seconds`.
+    """
+    done = _run(["srun", *options, *command], stdin=stdin, seconds=seconds, check=False)
+    if not done.stdout:
+        raise InfraError(done.stderr.strip() or f"exit {done.returncode}", where="srun")
+    return done.stdout
 
 
 def sbatch(script: Path, *, options: Sequence[str] = ()) -> str:
@@ -98,14 +155,15 @@ def _known(word: str) -> str:
 
 
 def _call(command: Sequence[str]) -> str:
+    return _run(command).stdout
+
+
+def _run(
+    command: Sequence[str], *, stdin: str = "", seconds: float = SECONDS, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
+            command, input=stdin, capture_output=True, text=True, timeout=seconds, check=False
         )
     except FileNotFoundError:
         raise InfraError(
@@ -114,8 +172,8 @@ def _call(command: Sequence[str]) -> str:
             remedy="run this on a login node of a Slurm cluster; `skiff run` needs no Slurm",
         ) from None
     except subprocess.TimeoutExpired as error:
-        raise InfraError(f"no answer within {SECONDS:g} s", where=command[0]) from error
-    if done.returncode != 0:
+        raise InfraError(f"no answer within {seconds:g} s", where=command[0]) from error
+    if check and done.returncode != 0:
         words = done.stderr.strip() or f"exit {done.returncode}"
         raise InfraError(words.removeprefix(f"{command[0]}: error: "), where=command[0])
-    return done.stdout
+    return done
