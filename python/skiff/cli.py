@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.call(parsed, console) or 0)
     except SkiffError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        # Not broken into lines: what it names is copied from here.
+        Console(stderr=True, soft_wrap=True, emoji=False).print(
+            f"error: {error}", style="red", markup=False, highlight=False
+        )
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "no nodes": (["launch", DEMO], "a profile without [slurm]: asks for no nodes"),
     "image": (
         ["launch", DEMO.replace("demo", "slurm-8gpu"), "--runtime-only", "--dry-run"],
-        "images: /scratch/me/sif/skiff-runtime-VERSION.sif: is no file",
+        "images: /scratch/me/sif/skiff-runtime-VERSION.sif: cannot be read",
     ),
     "status": (["status", "{tmp}"], "{tmp}: was not submitted to Slurm"),
     "logs": (["logs", "{tmp}"], "was not submitted to Slurm"),

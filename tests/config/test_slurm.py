@@ -93,8 +93,12 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         ("hardware.platform = 'cuda'", "slurm.trainer.gres = 'gpu:1'"),
     ),
     "path": (
-        {"run": {"folder": "a\nb"}, "runtime": OPEN, "slurm": {}, "hardware": CPU},
-        ("[slurm]", "'a\\nb'", "rename"),
+        {"run": {"folder": "a\\b"}, "runtime": OPEN, "slurm": {}, "hardware": CPU},
+        ("[slurm]", "run.folder = 'a\\b'", "rename"),
+    ),
+    "extra": (
+        {"runtime": OPEN, "slurm": {"trainer": {"extra": ["--nodes=2"]}}, "hardware": CPU},
+        ("slurm.trainer.extra", "'--nodes=2'", "hardware.nodes"),
     ),
     "times": (
         {"runtime": OPEN, "slurm": {"runtime": {"time": "60"}, "trainer": {"time": "90"}}},

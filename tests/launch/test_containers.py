@@ -84,6 +84,6 @@ def test_the_trainer_sees_the_files_that_the_profile_names(
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no file") as caught:
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
         runnable(tmp_path / "none.sif")
     assert "make build-sif" in caught.value.remedy

@@ -71,16 +71,19 @@ def test_limits_and_skip_list_hold(runtime_config: Configured, tmp_path: Path) -
     [
         (
             {"train": ["shell:train"], "validation": ["shell:train"]},
-            "1024 tasks are in tasks.train and in tasks.validation",
+            "tasks.validation: holds 1024 tasks of tasks.train",
         ),
-        ({"train": [], "validation": ["shell:validation"]}, "tasks.train resolves to no task"),
+        (
+            {"train": [], "validation": ["shell:validation"]},
+            "tasks.train = []: resolves to no task",
+        ),
         (
             {"train": ["shell:train"] * 2, "validation": ["shell:validation"]},
-            "tasks.train holds 1024 tasks twice",
+            "tasks.train: holds 1024 tasks twice",
         ),
         (
             {"train": ["shell:train"], "validation": ["shell:validation"], "train_limit": 3},
-            "tasks.train holds 3 tasks, fewer than rollout.prompts_per_step (4)",
+            "tasks.train: holds 3 tasks, fewer than rollout.prompts_per_step (4)",
         ),
     ],
 )

@@ -6,6 +6,17 @@ from collections.abc import Iterator
 
 from skiff.config.schema import Config
 
+_FIELD = "the section has a field of its own for it"
+_SCRIPT = "the job's script needs its own"
+TAKEN = {  # an option of sbatch -> why it is none of slurm.*.extra
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "gres"), _FIELD),
+    **dict.fromkeys(("cpus-per-task", "mem", "time", "exclude", "reservation"), _FIELD),
+    **dict.fromkeys(("output", "error", "open-mode", "signal", "requeue", "no-requeue"), _SCRIPT),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "input", "chdir"), _SCRIPT),
+    **dict.fromkeys(("array", "wrap", "test-only", "wait", "export", "export-file"), _SCRIPT),
+    "nodes": "slurm.runtime.nodes and hardware.nodes say it",
+}
+
 
 def check(config: Config) -> list[str]:
     """All faults of a config whose single fields are valid; empty when there are none."""
@@ -141,10 +152,8 @@ def _slurm(config: Config) -> Iterator[str]:
             f"[slurm] with runtime.host = '{runtime.host}': the trainer's node cannot reach it; set"
             " runtime.host = '0.0.0.0'"
         )
-    images = config.images
-    for path in (config.run.folder, images.runtime, images.trainer):
-        if path is not None and not str(path).isprintable():
-            yield f"[slurm] with the path {str(path)!r}: a job's script names it; rename it"
+    if "\\" in str(config.run.folder):
+        yield f"[slurm] with run.folder = '{config.run.folder}': sbatch misreads a \\; rename it"
     if runtime.port and slurm.runtime.nodes > 1 and runtime.url is None:
         yield (
             f"runtime.port = {runtime.port} with slurm.runtime.nodes = {slurm.runtime.nodes}: each"
@@ -155,6 +164,10 @@ def _slurm(config: Config) -> Iterator[str]:
             f"[slurm] with hardware.nodes = {hardware.nodes}: the trainer runs on one node; set"
             " hardware.nodes = 1"
         )
+    for name, extra in (("runtime", slurm.runtime.extra), ("trainer", slurm.trainer.extra)):
+        for option in extra:
+            if (word := option.partition("=")[0].removeprefix("--")) in TAKEN:
+                yield f"slurm.{name}.extra holds '{option}': {TAKEN[word]}; remove it"
     gpus = _gpus(slurm.trainer.gres)
     if hardware.platform == "cuda" and gpus is not None and gpus != hardware.gpus_per_node:
         yield (

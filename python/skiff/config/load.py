@@ -21,22 +21,37 @@ from skiff.config.schema import Config
 from skiff.errors import ConfigError
 from skiff.files import write_atomic
 
+SHOWN = 120  # characters of a wrong value in an error
+
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read, override, validate and cross-check. Raises ConfigError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             "no such profile", where=str(path), remedy="profiles/ holds the shipped ones"
         ) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid TOML: {error}", where=str(path)) from None
+    data = _parse(raw, str(path))
     for dotted, value in (overrides or {}).items():
         _set(data, dotted, value)
     return parse_config(data, where=str(path))
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"not valid TOML: no UTF-8 in line {line}", where=where, remedy="save it as UTF-8"
+        ) from None
+    except RecursionError:
+        raise ConfigError("not valid TOML: nested too deeply", where=where) from None
+    except ValueError as error:  # tomllib's own is one; a number of too many digits another
+        raise ConfigError(f"not valid TOML: {error}", where=where) from None
 
 
 def load_run_config(path: Path) -> Config:
@@ -80,17 +95,19 @@ def dump_toml(config: Config) -> str:
 
 
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
-    section, dot, key = dotted.partition(".")
-    if not dot:
+    *sections, key = dotted.split(".")
+    if not sections:
         raise ConfigError(f"'{dotted}' names no section", where="--set", remedy="section.key=value")
-    table = data.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"'{section}' is not a section", where="--set")
+    table = data
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{section}' is not a section", where="--set")
     table[key] = value
 
 
 def _sentence(fault: Any) -> str:
-    field = ".".join(str(part) for part in fault["loc"])
+    field = ".".join(_shown(str(part)) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = _names(fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
@@ -98,7 +115,16 @@ def _sentence(fault: Any) -> str:
         return f"{field}: unknown key; {hint}"
     if fault["type"] == "missing":
         return f"{field}: is required"
-    return f"{field}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+    if fault["type"] == "model_type":
+        return f"{field}: is a section, got {_shown(repr(fault['input']))}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{field}: {message[:1].lower()}{message[1:]}, got {_shown(repr(fault['input']))}"
+
+
+def _shown(text: str) -> str:
+    """`text` as far as it can be printed in a sentence."""
+    plain = text if text.isprintable() else repr(text)
+    return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]}..."
 
 
 def _names(location: tuple[Any, ...]) -> list[str]:

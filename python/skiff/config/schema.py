@@ -12,16 +12,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skiff.config.section import NotNegative, Positive, Seconds, Section
+from skiff.config.section import NotNegative, Positive, Seconds, Section, matching
 from skiff.config.slurm import Slurm
+
+Host = Annotated[str, matching(r"[A-Za-z0-9_.:-]+", "a name or an address")]
+Url = Annotated[
+    str,
+    matching(
+        r"https?://([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?(/[A-Za-z0-9_./-]*)?",
+        "http://HOST:PORT",
+    ),
+]
 
 
 class Run(Section):
     """Which run this is and where its folder lies."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: Annotated[
+        str,
+        matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "at most 64 letters, digits, '.', '_' or '-'"),
+    ] = "run"
     folder: Path = Field(Path("runs"), description="run folders are made below this folder")
-    seed: NotNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class Model(Section):
@@ -87,8 +99,8 @@ class Runtime(Section):
 
     backend: Literal["podman", "apptainer"] = "podman"
     sif_folder: Path | None = Field(None, description="apptainer only: where image names are files")
-    url: str | None = Field(None, description="attach to a running server instead of starting one")
-    host: str = "127.0.0.1"
+    url: Url | None = Field(None, description="attach to a running server instead of starting one")
+    host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="0 = any free port")
     max_sandboxes: Positive = 64
     concurrent_starts: Positive = 4

@@ -10,14 +10,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skiff.config.section import NotNegative, Positive, Seconds, Section
+from skiff.config.section import NotNegative, Positive, Seconds, Section, matching
 
-# One word without what sbatch or a shell would read as something else.
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:;@%+=/&|()*\[\]!<>-]+$")]
-# minutes, minutes:seconds, hours:minutes:seconds, or days- before hours[:minutes[:seconds]]
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2})$")]
-Memory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
-Option = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[^\x00-\x1f\x7f]+)?$")]
+Word = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_.,:;@%+=/&|()*\[\]!<>-]+",
+        "one word; sbatch or a shell would misread blanks, quotes, $, # and \\",
+    ),
+]
+TimeLimit = Annotated[
+    str,
+    matching(
+        r"[0-9]+(:[0-9]{2}){0,2}|[0-9]+-[0-9]{1,2}(:[0-9]{2}){0,2}",
+        "minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]",
+    ),
+]
+Memory = Annotated[str, matching(r"[0-9]+[KMGT]?", "a number with K, M, G or T")]
+Option = Annotated[
+    str, matching(r"--[a-z][a-z0-9-]*(=[^\\]+)?", "--name or --name=value, without a \\")
+]
 
 
 class SlurmHalf(Section):

@@ -27,9 +27,13 @@ def runnable(sif: Path) -> Path:
 
 
 def check_file(sif: Path) -> None:
-    """Raises ConfigError when there is no such file."""
-    if not sif.is_file():
-        raise ConfigError("is no file", where=f"images: {sif}", remedy="make build-sif")
+    """Raises ConfigError when there is no such file, or none that we may read."""
+    try:
+        sif.open("rb").close()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", where=f"images: {sif}", remedy="make build-sif"
+        ) from None
 
 
 def _unpacked(sif: Path) -> Path:

@@ -71,11 +71,15 @@ class Row:
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows in order. Raises TaskError for a path that is no readable dataset."""
     files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
-    if not files or not path.exists() or any(file.suffix not in SUFFIXES for file in files):
+    try:
+        there = path.exists()
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    except OSError as error:
+        raise TaskError(f"cannot be looked into: {error.strerror}", where=str(path)) from None
+    if not files or not there or any(file.suffix not in SUFFIXES for file in files):
         raise TaskError(
-            "is no dataset" if path.exists() else "does not exist",
+            "is no dataset" if there else "does not exist",
             where=str(path),
             remedy=f"name a file that ends in {' or '.join(SUFFIXES)}, or a folder of such files",
         )

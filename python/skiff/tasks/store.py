@@ -8,6 +8,7 @@ Not covered: two processes that build the same thing; the last one wins, whole.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def synthetic_path(package: str, version: str) -> Path:
 def newest_synthetic(name: str) -> Path:
     """The file of `<package>` (the one built last) or of `<package>-<version>`."""
     folder = synthetic_path("", "").parent
-    found = [folder / f"{name}.jsonl", *folder.glob(f"{name}-[0-9]*.jsonl")]
-    files = [path for path in found if path.exists()]
+    pattern = re.compile(rf"{re.escape(name)}(-[0-9].*)?\.jsonl")
+    files = [path for path in folder.glob("*.jsonl") if pattern.fullmatch(path.name)]
     if not files:
         raise TaskError(
             f"no synthetic tasks of '{name}' below {folder}",

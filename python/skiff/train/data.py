@@ -82,25 +82,28 @@ def _check(config: Config, splits: dict[str, list[Task]]) -> None:
     for split, tasks in splits.items():
         if not tasks:
             raise ConfigError(
-                f"tasks.{split} resolves to no task",
-                where=", ".join(getattr(config.tasks, split)),
+                "resolves to no task",
+                where=f"tasks.{split} = {list(getattr(config.tasks, split))}",
                 remedy="`skiff tasks list SPEC` shows what a spec holds",
             )
         twice = [task_id for task_id, n in Counter(task.id for task in tasks).items() if n > 1]
         if twice:
             raise ConfigError(
-                f"tasks.{split} holds {len(twice)} tasks twice, e.g. {min(twice)}",
+                f"holds {len(twice)} tasks twice, e.g. {min(twice)}",
+                where=f"tasks.{split}",
                 remedy="name each spec once",
             )
     if len(splits["train"]) < config.rollout.prompts_per_step:
         raise ConfigError(
-            f"tasks.train holds {len(splits['train'])} tasks, fewer than rollout.prompts_per_step "
+            f"holds {len(splits['train'])} tasks, fewer than rollout.prompts_per_step "
             f"({config.rollout.prompts_per_step})",
+            where="tasks.train",
             remedy="add tasks or lower rollout.prompts_per_step",
         )
     both = {task.id for task in splits["train"]} & {task.id for task in splits["validation"]}
     if both:
         raise ConfigError(
-            f"{len(both)} tasks are in tasks.train and in tasks.validation, e.g. {min(both)}",
+            f"holds {len(both)} tasks of tasks.train, e.g. {min(both)}",
+            where="tasks.validation",
             remedy="validation must be disjoint: use other specs, or the limits",
         )

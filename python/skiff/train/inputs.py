@@ -48,7 +48,13 @@ def check_attention(config: Config) -> None:
 def model_folder(config: Config) -> Path:
     """The absolute path of model.path. Raises ConfigError when it is no model."""
     folder = Path(config.model.path)
-    if not (folder / "config.json").is_file():
+    try:
+        found = (folder / "config.json").is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be looked into: {error.strerror}", where=f"model.path = {config.model.path}"
+        ) from None
+    if not found:
         raise ConfigError(
             "is no Hugging Face model folder (no config.json in it)",
             where=f"model.path = {config.model.path}",
