@@ -265,6 +265,22 @@ class RuntimeClient:
             raise InfraError(words, where="runtime servers")
         return {"free": free, "sandboxes": dict(sandboxes)}
 
+    async def check_key(self) -> None:
+        """Call each server with the key.
+
+        Raises ConfigError when it is refused, InfraError when no server answers.
+        """
+        errors = []
+        servers = await self._nodes.urls()
+        for server in servers:
+            try:
+                await self._wire.control("GET", f"{server}/registry_prefix", timeout=HEALTH_SECONDS)
+            except InfraError as error:
+                errors.append(str(error))
+        if len(errors) == len(servers):
+            words = "; ".join(errors) or "no runtime server has published itself"
+            raise InfraError(words, where="runtime servers")
+
     async def _health(self, server: str) -> Mapping[str, Any] | InfraError:
         try:
             found: Mapping[str, Any] = await self._wire.control(
