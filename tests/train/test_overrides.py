@@ -177,7 +177,7 @@ def test_our_plugins_can_be_loaded(runtime_config: Configured, compose: Compose)
     from verl.utils.import_utils import load_class_from_fqn, load_extern_object
 
     trainer = compose(runtime_config()).trainer
-    assert load_class_from_fqn(trainer.checkpoint_callback_class).__name__ == "PublishCheckpoint"
+    assert load_class_from_fqn(trainer.checkpoint_callback_class).__name__ == "SaveHook"
     sampler = trainer.v1.sampler.custom_sampler
     assert load_extern_object(sampler.path, sampler.name).__name__ == "SkiffReplayBuffer"
 

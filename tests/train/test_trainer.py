@@ -16,8 +16,16 @@ from skiff.config.load import write_config
 from skiff.errors import ConfigError, InfraError
 from skiff.sandbox.client import FOLDER_VARIABLE, KEY_FILE_VARIABLE, URL_VARIABLE
 from skiff.train import trainer, warm_start
-from skiff.train.resume import MARKER
-from skiff.train.trainer import export, find_runtime, phase, resolve_model, run_verl, train
+from skiff.train.manifest import write_manifest
+from skiff.train.trainer import (
+    Start,
+    export,
+    find_runtime,
+    phase,
+    resolve_model,
+    run_verl,
+    train,
+)
 
 Configured = Callable[..., Config]
 SECRET = "hunter2-hunter2"
@@ -171,7 +179,7 @@ def test_verl_gets_its_overrides_and_a_clean_environment(
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     seen = verl()
     secrets = {"WANDB_API_KEY": SECRET}
-    run_verl(runtime_config(), run_dir, "/models/tiny", secrets, attempt=1, begun=0)
+    run_verl(runtime_config(), run_dir, "/models/tiny", secrets, Start(1, 1, 0))
     found = seen()
     assert found["argv"][:2] == ["-m", "verl.trainer.main_ppo"]
     assert "trainer.val_before_train=false" not in found["argv"]
@@ -193,7 +201,7 @@ def test_a_resumed_run_does_not_validate_first(
     runtime_config: Configured, run_dir: Path, verl: Any
 ) -> None:
     seen = verl()
-    run_verl(runtime_config(), run_dir, "/models/tiny", {}, attempt=1, begun=3)
+    run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 3))
     assert "trainer.val_before_train=false" in seen()["argv"]
     assert seen()["env"]["WANDB_MODE"] == "offline"
 
@@ -203,7 +211,7 @@ def test_the_end_of_verl_is_told_by_its_cause(
 ) -> None:
     verl(f"{STEP}; metrics.flush(); raise OSError(28, 'No space left on device')")
     with pytest.raises(InfraError) as caught:
-        run_verl(runtime_config(), run_dir, "/models/tiny", {}, attempt=1, begun=0)
+        run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 0))
     assert caught.value.what == "the disk is full (No space left on device)"
     assert caught.value.where == "verl ended with exit code 1"
     assert str(run_dir / "logs" / "verl.01.log") in caught.value.remedy
@@ -211,8 +219,9 @@ def test_the_end_of_verl_is_told_by_its_cause(
 
 
 def test_a_finished_run_is_not_trained_again(
-    runtime_config: Configured, run_dir: Path, verl: Any, tiny_model: str
+    runtime_config: Configured, run_dir: Path, verl: Any, tiny_model: str, runtime_server: Any
 ) -> None:
+    rendezvous = runtime_server.folder / "runtime.json"
     verl("raise SystemExit('must not be started')")
     config = runtime_config(
         model={"path": tiny_model}, train={"steps": 2, "export": False}, logging={"wandb": False}
@@ -220,11 +229,11 @@ def test_a_finished_run_is_not_trained_again(
     write_config(config, run_dir / "config.toml")
     checkpoint = run_dir / "ckpt" / "global_step_2"
     (checkpoint / "actor").mkdir(parents=True)
-    (checkpoint / MARKER).touch()
-    train(run_dir / "config.toml", publish(run_dir), attempt=1)
+    write_manifest(checkpoint)
+    train(run_dir / "config.toml", rendezvous, attempt=1)
     assert (run_dir / "data" / "agent_loop.yaml").exists()
     assert [event["name"] for event in events.read(run_dir, "phase")] == ["runtime", "tasks"]
-    train(run_dir / "config.toml", publish(run_dir), attempt=2)
+    train(run_dir / "config.toml", rendezvous, attempt=2)
     assert (run_dir / "ckpt" / "latest_checkpointed_iteration.txt").read_text() == "2"
 
 
@@ -236,7 +245,7 @@ def test_there_must_be_something_to_export(run_dir: Path, verl: Any) -> None:
 def test_a_failed_export_keeps_the_old_one(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = run_dir / "ckpt" / "global_step_2"
     (checkpoint / "actor").mkdir(parents=True)
-    (checkpoint / MARKER).touch()
+    write_manifest(checkpoint)
     (run_dir / "model" / "policy").mkdir(parents=True)
     monkeypatch.setattr(trainer.sys, "executable", "/bin/false")
     with pytest.raises(InfraError, match=r"verl\.model_merger failed: exit code 1"):

@@ -146,7 +146,7 @@ class Train(Section):
     validate_first: bool = True
     save_every: NotNegative = Field(0, description="steps; 0 = only at the end")
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(
-        2, description="with 1, verl would remove the old one before the new one is whole"
+        2, description="the newest ones; with 1 there is none to fall back on"
     )
     on_infra_failure: Literal["mask", "stop"] = "mask"
     max_masked_share: Annotated[float, Field(ge=0, le=1)] = Field(

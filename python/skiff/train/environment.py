@@ -8,10 +8,14 @@ rank variables. They are left out; the rest passes.
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from skiff.config.secrets import NAMES
+from skiff.files import write_atomic
+
+WANDB_ID = "wandb-id"
 
 _DROPPED = ("RAY_", "UV_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "WANDB_RUN")
 _DROPPED_NAMES = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", *NAMES}
@@ -30,3 +34,18 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', '/usr/bin:/bin')}"
     kept["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     return kept
+
+
+def wandb_environment(run_dir: Path, secrets: Mapping[str, str]) -> dict[str, str]:
+    """What makes all attempts one run of W&B: an id that is kept in the run folder.
+
+    Offline each attempt is a folder of its own with that id; `wandb sync --append` joins them.
+    """
+    kept = run_dir / "metrics" / WANDB_ID
+    if not kept.exists():
+        write_atomic(kept, uuid.uuid4().hex[:16] + "\n")
+    return {
+        "WANDB_MODE": "online" if "WANDB_API_KEY" in secrets else "offline",
+        "WANDB_RUN_ID": kept.read_text().strip(),
+        "WANDB_RESUME": "allow",
+    }

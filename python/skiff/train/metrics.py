@@ -35,7 +35,8 @@ METRICS = {
 class Follower:
     """Reads what verl has appended since the last call. Made before verl starts."""
 
-    def __init__(self, run_dir: Path, file: Path) -> None:
+    def __init__(self, run_dir: Path, file: Path, *, begun: int = 0) -> None:
+        self.step = begun  # the newest one with metrics
         self._run_dir = run_dir
         self._lines = events.Tail(file)
         self._earlier = sum(1 for _ in events.read(run_dir, "trajectory"))
@@ -58,6 +59,7 @@ class Follower:
         if "step" in seconds:  # the first validation's line has none
             metrics = {ours: numbers[name] for name, ours in METRICS.items() if name in numbers}
             events.emit(self._run_dir, "step", step=step, seconds=seconds, metrics=metrics)
+            self.step = step
 
 
 def number(value: Any) -> float | None:

@@ -1,41 +1,90 @@
-"""Which checkpoint is whole, and which one a resumed run starts from.
+"""Which checkpoint a run goes on from: the newest one that is as it was saved.
 
 verl writes `global_step_N/` piece by piece and its tracker file last, by a plain open and write: a
-kill in between leaves a torn folder, or an empty tracker that makes verl's resume raise. So
-checkpoint.py marks a finished checkpoint by an atomic write, and `settle` makes the tracker name
-the newest marked one before each start. Not covered: checksums of the shards.
+kill in between leaves a torn folder, or an empty tracker that makes verl's resume raise. `settle`
+clears that up before each start. Nothing may write checkpoints of the run meanwhile.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+from skiff import events
+from skiff.errors import InfraError
 from skiff.files import write_atomic
+from skiff.train import manifest
 
-MARKER = "skiff-complete"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
+def checkpoint(folder: Path, step: int) -> Path:
+    """The folder of one step's checkpoint below `folder`."""
+    return folder / f"global_step_{step}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of all checkpoints below `folder`, torn ones too, ascending."""
+    matches = (re.fullmatch(r"global_step_(\d+)", entry.name) for entry in folder.glob("global_*"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
 def complete_steps(folder: Path) -> list[int]:
-    """Steps of the marked checkpoints below `folder`, ascending.
+    """Steps of the checkpoints that were saved to their end, ascending."""
+    return [
+        step for step in saved_steps(folder) if (checkpoint(folder, step) / manifest.NAME).exists()
+    ]
 
-    verl removes an old checkpoint's weights, but not its folder with the mark in it.
+
+def newest(run_dir: Path) -> int:
+    """The newest step that was saved to its end, 0 without any."""
+    return max(complete_steps(run_dir / "ckpt"), default=0)
+
+
+def settle(run_dir: Path) -> int:
+    """Point verl's tracker at the newest whole checkpoint; returns its step, 0 without any.
+
+    Newer ones are damaged or torn. Each is told by an event; a damaged one is kept under another
+    name, a torn one is removed, also where it is older. Raises InfraError when one cannot be read.
     """
-    steps = []
-    for entry in folder.glob("global_step_*"):
-        match = re.fullmatch(r"global_step_(\d+)", entry.name)
-        if match and (entry / MARKER).exists() and (entry / "actor").exists():
-            steps.append(int(match[1]))
-    return sorted(steps)
-
-
-def settle(folder: Path) -> int:
-    """Point verl's tracker at the newest whole checkpoint; returns its step, 0 without any."""
-    steps = complete_steps(folder)
+    folder = run_dir / "ckpt"
+    whole = 0
+    for step in reversed(saved_steps(folder)):
+        place = checkpoint(folder, step)
+        if whole and (place / manifest.NAME).exists():
+            continue
+        try:
+            wrong = manifest.fault(place)
+        except OSError as error:
+            raise InfraError(f"cannot be read: {error}", where=str(place)) from error
+        if not wrong:
+            whole = step
+            continue
+        events.emit(run_dir, "checkpoint_skipped", step=step, what=wrong)
+        print(f"the checkpoint of step {step} is not used: {wrong}", flush=True)
+        _set_aside(place)
     tracker = folder / TRACKER
-    if not steps:
+    if whole:
+        write_atomic(tracker, str(whole))
+    else:
         tracker.unlink(missing_ok=True)
-        return 0
-    write_atomic(tracker, str(steps[-1]))
-    return steps[-1]
+    return whole
+
+
+def _set_aside(place: Path) -> None:
+    if not (place / manifest.NAME).exists():
+        shutil.rmtree(place)
+        return
+    damaged = place.with_name(f"damaged_{place.name}")
+    if damaged.exists():
+        shutil.rmtree(damaged)
+    place.rename(damaged)
+
+
+def retire(folder: Path, keep: int) -> None:
+    """Remove all complete checkpoints but the newest `keep`. Raises OSError."""
+    for step in complete_steps(folder)[:-keep]:
+        place = checkpoint(folder, step)
+        (place / manifest.NAME).unlink()  # first: what is half removed must not look whole
+        shutil.rmtree(place)

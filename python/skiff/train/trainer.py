@@ -1,7 +1,8 @@
 """The trainer half of a run: data, warm start, verl's stock `main_ppo`, export.
 
 `train` is what `entrypoints/train` calls. It runs `python -m verl.trainer.main_ppo` as a child that
-brings up its own Ray, follows its metrics into events.jsonl, and leaves nothing of it behind.
+brings up its own Ray, follows its metrics into events.jsonl, publishes its checkpoints, and leaves
+nothing of it behind. A transient failure is tried again (retry.py).
 Not covered: a Ray cluster over several nodes.
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from skiff import events
@@ -32,36 +34,49 @@ from skiff.sandbox.client import (
 )
 from skiff.sandbox.nodes import PATTERN
 from skiff.train import resume
-from skiff.train.causes import cause_of
+from skiff.train.causes import failure_in
 from skiff.train.data import TASKS, write_data
-from skiff.train.environment import clean_environment
+from skiff.train.environment import clean_environment, wandb_environment
 from skiff.train.inputs import WARM_START, check_attention, check_places, model_folder
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
+from skiff.train.publish import Publisher
+from skiff.train.retry import TransientError, with_retries
+from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 
 RENDEZVOUS_SECONDS = 120.0
 POLL_SECONDS = 0.2
 
 
-def train(config_file: Path, rendezvous: Path, *, attempt: int) -> None:
-    """Train until train.steps, from the newest whole checkpoint. Raises SkiffError."""
+def train(config_file: Path, rendezvous: Path, *, attempt: int) -> int:
+    """Train until train.steps, from the newest whole checkpoint. Raises SkiffError.
+
+    Returns the exit status: 0, or SAVED when it was asked to save and end before.
+    """
     config = load_run_config(config_file)
     run_dir = config_file.absolute().parent
     check_attention(config)
     secrets = load_secrets()
-    with phase(run_dir, "runtime"):
-        find_runtime(config, rendezvous)
-    if not (run_dir / "data" / TASKS).exists():
-        with phase(run_dir, "tasks"):
-            write_data(config, run_dir / "data")
-    write_agent_loop(run_dir)
-    model = resolve_model(config, run_dir)
-    begun = resume.settle(run_dir / "ckpt")
-    if begun < config.train.steps:
-        run_verl(config, run_dir, model, secrets, attempt=attempt, begun=begun)
-    if config.train.export:
+
+    def once(number: int) -> int:
+        with phase(run_dir, "runtime"):
+            find_runtime(config, rendezvous)
+        if not (run_dir / "data" / TASKS).exists():
+            with phase(run_dir, "tasks"):
+                write_data(config, run_dir / "data")
+        write_agent_loop(run_dir)
+        model = resolve_model(config, run_dir)
+        begun = resume.settle(run_dir)
+        if begun >= config.train.steps:
+            return 0
+        start = Start(attempt, number, begun)
+        return run_verl(config, run_dir, model, secrets, start)
+
+    code = with_retries(run_dir, once, lambda: resume.newest(run_dir))
+    if code == 0 and config.train.export:
         with phase(run_dir, "export"):
             export(run_dir)
+    return code
 
 
 @contextlib.contextmanager
@@ -138,19 +153,35 @@ def progress(run_dir: Path, what: str, share: float) -> None:
     events.emit(run_dir, "progress", what=what, share=round(share, 3))
 
 
+@dataclass(frozen=True)
+class Start:
+    """One start of verl: the run's attempt, the try within it, and the step it goes on from."""
+
+    attempt: int
+    number: int
+    begun: int
+
+    @property
+    def name(self) -> str:
+        """Stands in the names of its files."""
+        verl = "verl" if self.number == 1 else f"verl-{self.number}"
+        return f"{verl}.{self.attempt:02d}"
+
+
 def run_verl(
     config: Config,
     run_dir: Path,
     model: str,
     secrets: dict[str, str],
-    *,
-    attempt: int,
-    begun: int,
-) -> None:
-    """One run of main_ppo from step `begun` to its end. Raises InfraError with the cause."""
+    start: Start,
+) -> int:
+    """One run of main_ppo to its end: 0, or SAVED when it was asked to save and end.
+
+    Raises InfraError with the cause.
+    """
     (run_dir / "metrics").mkdir(exist_ok=True)
-    log = run_dir / "logs" / f"verl.{attempt:02d}.log"
-    metrics = run_dir / "metrics" / f"verl.{attempt:02d}.jsonl"
+    log = run_dir / "logs" / f"{start.name}.log"
+    metrics = run_dir / "metrics" / f"{start.name}.jsonl"
     # Ray's sockets need a short, node-local path.
     scratch = Path(tempfile.mkdtemp(prefix="skiff-ray-", dir="/tmp"))
     token = scratch / "token"
@@ -160,35 +191,59 @@ def run_verl(
         f"+ray_kwargs.ray_init._temp_dir={scratch}",
         "hydra.run.dir=" + str(scratch / "hydra"),
     ]
-    if begun:
+    if start.begun:
         overrides.append("trainer.val_before_train=false")
+    request = request_file(run_dir, start.attempt)
     environment = {
         **clean_environment(dict(os.environ)),
         **verl_environment(config, run_dir),
+        **wandb_environment(run_dir, secrets),
         **secrets,
         "VERL_FILE_LOGGER_PATH": str(metrics),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "WANDB_MODE": "online" if "WANDB_API_KEY" in secrets else "offline",
+        VARIABLE: str(request),
     }
-    write_atomic(run_dir / "attempts" / f"{attempt:02d}" / "verl.txt", "\n".join(overrides) + "\n")
+    listed = run_dir / "attempts" / f"{start.attempt:02d}" / "verl.txt"
+    write_atomic(listed, "\n".join(overrides) + "\n")
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
-    follower = Follower(run_dir, metrics)
     try:
         with Child(command, environment, log) as child:
             progress(run_dir, "starting Ray, engine and trainer", 0.0)
-            while child.returncode is None:
-                follower.follow()
-                time.sleep(POLL_SECONDS)
-            follower.follow()
-        if child.returncode != 0:
-            raise InfraError(
-                cause_of(log),
-                where=f"verl ended with exit code {child.returncode}",
-                remedy=f"log: {log}",
-            )
+            saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if saved:
+        return SAVED
+    if child.returncode != 0:
+        failure = failure_in(log)
+        where, remedy = f"verl ended with exit code {child.returncode}", f"log: {log}"
+        if failure.retry:
+            raise TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
+        raise InfraError(failure.sentence, where=where, remedy=remedy)
+    return 0
+
+
+def follow(
+    config: Config,
+    run_dir: Path,
+    child: Child,
+    metrics: Path,
+    request: SaveRequest,
+    start: Start,
+) -> bool:
+    """Watch verl until it ends, or until it has saved as requested (True)."""
+    follower = Follower(run_dir, metrics, begun=start.begun)
+    keep = config.train.keep_checkpoints
+    with Publisher(run_dir, keep=keep, newest=start.begun) as publisher:
+        while child.returncode is None:
+            follower.follow()
+            publisher.look()
+            if request.carried_out(logged=follower.step, published=publisher.newest):
+                return True
+            time.sleep(POLL_SECONDS)
+        follower.follow()
+    return False
 
 
 def export(run_dir: Path) -> None:
