@@ -1,6 +1,6 @@
-"""1,000 damaged profiles: `skiff launch` says in one error what is wrong and submits nothing, or the
-profile is sound and so is the job's script. sbatch is replaced by a program that notes its calls;
-tests/slurm submits some to a real Slurm."""
+"""1,000 damaged profiles: `skiff launch` says in one error what is wrong and submits nothing, or
+the profile is sound and so is the job's script. sbatch is replaced by a program that notes its
+calls; tests/slurm submits some to a real Slurm."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from skiff.config.secrets import load_secrets
+from skiff.config.secrets import check_in_file, load_secrets, without_secrets
 from skiff.errors import ConfigError
 
 VALUE = "hunter2-hunter2"
@@ -67,3 +67,32 @@ def test_an_unknown_or_broken_line_is_named_without_its_value(
 def test_a_virtual_environment_of_that_name_is_no_secret(tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
     assert load_secrets({}, tmp_path) == {}
+
+
+def test_a_program_without_need_gets_none_but_the_name_of_the_file(
+    secrets_file: Path, tmp_path: Path
+) -> None:
+    environment = {"HF_TOKEN": VALUE, "WANDB_API_KEY": VALUE, "PATH": "/bin"}
+    assert without_secrets(environment, tmp_path / "elsewhere") == {"PATH": "/bin"}
+    expected = {"PATH": "/bin", "SKIFF_SECRETS": str(secrets_file)}
+    assert without_secrets(environment, secrets_file.parent) == expected
+
+
+def test_what_a_job_would_not_find_in_the_file_is_refused(secrets_file: Path) -> None:
+    folder, environment = secrets_file.parent, {"WANDB_API_KEY": VALUE}
+    check_in_file("WANDB_API_KEY", {}, folder)
+    for content in ("", "WANDB_API_KEY=another\n"):
+        secrets_file.write_text(content)
+        with pytest.raises(ConfigError, match="WANDB_API_KEY: is set in the environment") as caught:
+            check_in_file("WANDB_API_KEY", environment, folder)
+        assert f">>{secrets_file}" in caught.value.remedy
+        assert VALUE not in str(caught.value)
+    secrets_file.write_text(f"WANDB_API_KEY={VALUE}\n")
+    check_in_file("WANDB_API_KEY", environment, folder)
+
+
+def test_a_file_that_is_no_text_does_not_show(secrets_file: Path) -> None:
+    secrets_file.write_bytes(f"HF_TOKEN={VALUE}\xff".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is no UTF-8") as caught:
+        load_secrets({}, secrets_file.parent)
+    assert VALUE not in str(caught.value)

@@ -2,11 +2,16 @@
 
 The file (`.env` in the working folder, or `$SKIFF_SECRETS`) holds `NAME=value` lines and must be
 mode 0600, because a login node is shared.
+
+Slurm keeps the environment of whom submits with the job: in its state, in a node's spool and, where
+a site wants so, in the accounting data base. So a job gets none of them by its environment
+(`without_secrets`), and reads the file.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +19,7 @@ from pathlib import Path
 from skiff.errors import ConfigError
 
 NAMES = ("WANDB_API_KEY", "HF_TOKEN")
+FILE_VARIABLE = "SKIFF_SECRETS"
 
 
 def load_secrets(
@@ -25,18 +31,52 @@ def load_secrets(
     line's value is not shown).
     """
     env = os.environ if environ is None else environ
-    named = env.get("SKIFF_SECRETS")
-    path = Path(named) if named else (folder or Path.cwd()) / ".env"
-    found = _read(path, required=named is not None)
+    found = _file_secrets(env, folder or Path.cwd())
     found.update({name: env[name] for name in NAMES if env.get(name)})
     return found
 
 
-def _read(path: Path, *, required: bool) -> dict[str, str]:
+def without_secrets(environ: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:
+    """`environ` for programs that need no secret: it names the file, when there is one."""
+    kept = {name: value for name, value in environ.items() if name not in NAMES}
+    path = _place(environ, folder or Path.cwd())
+    if path.is_file():
+        kept[FILE_VARIABLE] = str(path.absolute())
+    return kept
+
+
+def check_in_file(
+    name: str, environ: Mapping[str, str] | None = None, folder: Path | None = None
+) -> None:
+    """Raises ConfigError when the environment has a secret that a job would not find in the file.
+
+    And as load_secrets does.
+    """
+    env, folder = os.environ if environ is None else environ, folder or Path.cwd()
+    if env.get(name) and _file_secrets(env, folder).get(name) != env[name]:
+        path = _place(env, folder)
+        raise ConfigError(
+            "is set in the environment, which Slurm would keep; jobs read it from a file",
+            where=name,
+            remedy=f'(umask 077; echo "{name}=${name}" >>{shlex.quote(str(path))})',
+        )
+
+
+def _place(env: Mapping[str, str], folder: Path) -> Path:
+    named = env.get(FILE_VARIABLE)
+    return Path(named) if named else folder / ".env"
+
+
+def _file_secrets(env: Mapping[str, str], folder: Path) -> dict[str, str]:
+    path = _place(env, folder)
     if not path.is_file():  # a folder `.env` is a virtual environment
-        if required:
-            raise ConfigError("named by SKIFF_SECRETS but is no file", where=str(path))
+        if env.get(FILE_VARIABLE):
+            raise ConfigError(f"named by {FILE_VARIABLE} but is no file", where=str(path))
         return {}
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, str]:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigError(
@@ -45,7 +85,13 @@ def _read(path: Path, *, required: bool) -> dict[str, str]:
             remedy=f"chmod 600 {path}",
         )
     secrets: dict[str, str] = {}
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:  # its text would show what stands there
+        raise ConfigError("is no UTF-8", where=str(path)) from None
+    for number, raw in enumerate(lines, 1):
         line = raw.strip().removeprefix("export ").strip()
         if not line or line.startswith("#"):
             continue

@@ -37,9 +37,10 @@ class Program:
     environment: dict[str, str]
 
 
-def clone_program(script: Path, arguments: Sequence[str]) -> Program:
-    """An entry point of this clone."""
-    return Program([sys.executable, str(script), *arguments], dict(os.environ))
+def clone_program(script: Path, arguments: Sequence[str], *, secrets: bool) -> Program:
+    """An entry point of this clone; `secrets`: with those of our environment."""
+    environment = dict(os.environ) if secrets else without_secrets(os.environ)
+    return Program([sys.executable, str(script), *arguments], environment)
 
 
 def sif_program(

@@ -23,6 +23,7 @@ from pathlib import Path
 from skiff import events
 from skiff.config import Config
 from skiff.config.load import write_config
+from skiff.config.secrets import without_secrets
 from skiff.errors import InfraError
 from skiff.images.runnable import runnable
 from skiff.launch.containers import (
@@ -81,7 +82,7 @@ class Halves:
     def _program(self, name: str, options: list[str]) -> Program:
         image = self.config.images.trainer if name == "train" else self.config.images.runtime
         if image is None:
-            return clone_program(self.entrypoints / name, options)
+            return clone_program(self.entrypoints / name, options, secrets=name == "train")
         readable: list[Path] = []
         if name == "train":
             binds, variables = trainer_binds(self.config, self.run_dir), trainer_variables()
@@ -109,7 +110,8 @@ class Halves:
         path = podman_run_dir() / f"host-{os.getpid()}" / "podman.sock"
         if "podman" not in self.running:
             command = [sys.executable, "-m", "skiff.runtime.podman_host", "--socket", str(path)]
-            self.running["podman"] = Child(command, os.environ, self.log("podman"))
+            environment = without_secrets(os.environ)
+            self.running["podman"] = Child(command, environment, self.log("podman"))
             _wait_socket(self, path)
         return path
 

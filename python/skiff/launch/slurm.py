@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skiff.config.secrets import without_secrets
 from skiff.errors import InfraError
 
 SECONDS = 120.0  # a busy slurmctld answers late
@@ -163,7 +164,13 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            input=stdin,
+            env=without_secrets(os.environ),  # Slurm keeps it with the job
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except FileNotFoundError:
         raise InfraError(

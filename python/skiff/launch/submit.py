@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from skiff.config import Config
+from skiff.config.secrets import check_in_file
 from skiff.errors import ConfigError, SkiffError
 from skiff.files import write_atomic
 from skiff.images.runnable import check_file
@@ -86,6 +87,8 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     for image in (config.images.runtime, config.images.trainer):
         if image is not None:
             check_file(image)
+    if config.logging.wandb:
+        check_in_file("WANDB_API_KEY")
     if dry_run:
         for job in planned:
             _print(job, place)
