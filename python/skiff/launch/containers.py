@@ -17,7 +17,7 @@ from pathlib import Path
 
 from skiff.apptainer import apptainer_environment, apptainer_root, find_apptainer
 from skiff.config import Config
-from skiff.config.secrets import load_secrets
+from skiff.config.secrets import load_secrets, without_secrets
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 from skiff.tasks.store import skiff_home
 from skiff.train.inputs import WARM_START
