@@ -135,8 +135,12 @@ def _slurm_commands(commands: _Commands) -> None:
 
 def _doctor_command(commands: _Commands) -> None:
     doctor = commands.add_parser("doctor", help="what is wrong, before a run or after it")
-    doctor.add_argument("place", type=Path, help="a run folder: why did it end so?")
+    doctor.add_argument("place", type=Path, help="a profile (*.toml), or the folder of a run")
     doctor.add_argument("--json", action="store_true")
+    before = doctor.add_argument_group("of a profile")
+    before.add_argument("--on-nodes", action="store_true", help="look from a node of each half")
+    before.add_argument("--key", type=Path, help="the public key that images must be signed with")
+    before.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     doctor.set_defaults(call=_doctor)
 
 
@@ -326,6 +330,21 @@ def _report(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _doctor(parsed: argparse.Namespace, console: Console) -> int:
+    if parsed.place.is_dir():
+        return _doctor_after(parsed, console)
+    from skiff.doctor.before import as_json, check_profile, is_fine
+    from skiff.doctor.show import checks_table
+
+    config = load_config(parsed.place, dict(parse_override(text) for text in parsed.set))
+    checks = check_profile(config, key=parsed.key, on_nodes=parsed.on_nodes)
+    if parsed.json:
+        print(as_json(checks))
+    else:
+        console.print(checks_table(checks))
+    return 0 if is_fine(checks) else 1
+
+
+def _doctor_after(parsed: argparse.Namespace, console: Console) -> int:
     from skiff.doctor.after import diagnose
     from skiff.doctor.show import show_diagnosis
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from skiff.doctor.after import Diagnosis, Finding
+from skiff.doctor.check import Check, Verdict
+
+_COLOURS = {
+    Verdict.OK: "green",
+    Verdict.WARN: "yellow",
+    Verdict.FAIL: "bold red",
+    Verdict.ABSENT: "dim",
+}
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """One row a check; the remedy stands below what is not right."""
+    table = Table(box=box.ROUNDED)
+    for heading in ("", "check", "what was found"):
+        table.add_column(heading)
+    for check in checks:
+        name = f"{check.name} on {check.place}" if check.place else check.name
+        words = Text(check.what)
+        if check.remedy:
+            words.append(f"\n-> {check.remedy}", style="bold")
+        verdict = Text(check.verdict.value, style=_COLOURS[check.verdict])
+        table.add_row(verdict, Text(name), words)
+    return table
 
 
 def show_diagnosis(found: Diagnosis, console: Console) -> None:

@@ -1,0 +1,184 @@
+"""What a half needs of the very node that it runs on: container engine, ids, driver, memory, disk.
+
+The container check starts a container of nothing, as a runtime server does before its first one.
+Not covered: the network between the nodes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from skiff.apptainer import apptainer_root, check_overlay, find_apptainer, id_map, run_sif
+from skiff.config import Config
+from skiff.doctor.check import Check, absent, fail, failed, ok, warn
+from skiff.doctor.places import GIB, check_port, existing
+from skiff.errors import SkiffError
+from skiff.gpus import read_driver, read_gpus
+from skiff.images.build import LOCK
+from skiff.images.runnable import FUSE
+from skiff.podman import check_podman, podman_root
+from skiff.sif import read_object
+
+STORE_GIB = 10  # images and the layers that sandboxes write
+SCRATCH_GIB = 5  # Ray's spill and torch's temporary files
+SHM_GIB = 2  # Ray's objects, NCCL
+NODE_LOCK = Path(__file__).parents[3] / "locks" / "cuda.txt"
+
+
+def check_runtime_node(config: Config) -> list[Check]:
+    """Can sandboxes be served from this node?"""
+    found = [_user_namespaces()]
+    if config.runtime.backend == "podman":
+        found += [_subordinate_ids(), _newuidmap(), _podman()]
+        found.append(_store(podman_root(), "SKIFF_PODMAN_ROOT"))
+    else:
+        found += [_apptainer(), _overlay()]
+        found.append(_store(apptainer_root(), "SKIFF_APPTAINER_ROOT"))
+    if config.images.runtime is not None:
+        found += [_apptainer(), _fuse()]
+    return [*dict.fromkeys(found), check_port(config)]
+
+
+def check_trainer_node(config: Config) -> list[Check]:
+    """Can the trainer run on this node?"""
+    found = [_shared_memory(), _scratch()]
+    if config.images.trainer is not None:
+        found += [_user_namespaces(), _apptainer(), _fuse()]
+    if config.hardware.platform == "cuda":
+        found += _gpus(config)
+    return found
+
+
+def _user_namespaces() -> Check:
+    try:
+        ids = id_map()
+    except SkiffError as error:
+        return failed("user namespaces", error)
+    return ok("user namespaces", f"can be made, with {ids.count:,} ids")
+
+
+def _subordinate_ids() -> Check:
+    if os.getuid() == 0:
+        return ok("subuid, subgid", "root maps ids itself")
+    if id_map().single:
+        return fail(
+            "subuid, subgid",
+            "you have no range of ids in /etc/subuid and /etc/subgid, or not the same in both",
+            "ask for `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`, or use"
+            ' runtime.backend = "apptainer"',
+        )
+    return ok("subuid, subgid", f"{id_map().count:,} ids")
+
+
+def _newuidmap() -> Check:
+    if os.getuid() == 0:
+        return absent("newuidmap", "root does without it")
+    if (program := shutil.which("newuidmap")) is None:
+        return fail("newuidmap", "is not installed", "ask for the package uidmap (shadow-utils)")
+    return ok("newuidmap", program)
+
+
+def _podman() -> Check:
+    try:
+        version = check_podman(["version", "--format={{.Client.Version}}"]).decode().strip()
+    except SkiffError as error:
+        return failed("podman", error)
+    return ok("podman", f"version {version}, and a container can be started")
+
+
+def _apptainer() -> Check:
+    try:
+        program = find_apptainer()
+        version = run_sif(["--version"]).stdout.strip()
+    except SkiffError as error:
+        return failed("apptainer", error)
+    return ok("apptainer", f"{program}: {version}")
+
+
+def _overlay() -> Check:
+    try:
+        check_overlay(apptainer_root())
+    except SkiffError as error:
+        return failed("overlay", error)
+    return ok("overlay", f"sandboxes can be made in {apptainer_root()}")
+
+
+def _fuse() -> Check:
+    if os.access(FUSE, os.R_OK | os.W_OK):
+        return ok("/dev/fuse", "is open: images are mounted")
+    return warn(
+        "/dev/fuse", "is closed: an image is unpacked once on each node, which takes a while"
+    )
+
+
+def _store(folder: Path, variable: str) -> Check:
+    return _room("store of sandboxes", folder, STORE_GIB, f"set {variable} to a disk of the node")
+
+
+def _scratch() -> Check:
+    return _room("/tmp", Path("/tmp"), SCRATCH_GIB, "clean it up, or use another node")
+
+
+def _shared_memory() -> Check:
+    return _room("/dev/shm", Path("/dev/shm"), SHM_GIB, "ask for more memory on the node")
+
+
+def _room(name: str, folder: Path, enough: float, remedy: str) -> Check:
+    free = shutil.disk_usage(existing(folder)).free / GIB
+    words = f"{folder}: {free:,.1f} GiB free"
+    return ok(name, words) if free >= enough else warn(name, words, remedy)
+
+
+def _gpus(config: Config) -> Iterator[Check]:
+    try:
+        gpus, driver = read_gpus(), read_driver()
+    except SkiffError as error:
+        yield failed("GPUs", error)
+        return
+    wanted = config.hardware.gpus_per_node
+    words = f"{len(gpus)} × {gpus[0].name}" if gpus else "none"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    slices = visible.count("MIG-")
+    if max(len(gpus), slices) < wanted:
+        yield warn(
+            "GPUs",
+            f"{words}, and hardware.gpus_per_node is {wanted}",
+            "a look by --on-nodes asks for one GPU only; else change hardware.gpus_per_node",
+        )
+    else:
+        yield ok("GPUs", f"{slices} MIG slices of {words}" if slices else words)
+    yield _cuda(config, driver.version, driver.cuda)
+
+
+def _cuda(config: Config, driver: str, serves: tuple[int, int]) -> Check:
+    wanted = cuda_of_trainer(config)
+    words = f"driver {driver} serves CUDA {serves[0]}.{serves[1]}"
+    if wanted is None:
+        return warn("CUDA", f"{words}; that of the trainer is not known")
+    # Within one major version an older driver serves newer libraries.
+    if serves[0] < wanted[0]:
+        return fail(
+            "CUDA",
+            f"{words}, the trainer is built for {wanted[0]}.{wanted[1]}",
+            "a node with a newer driver",
+        )
+    return ok("CUDA", f"{words}, the trainer is built for {wanted[0]}.{wanted[1]}")
+
+
+def cuda_of_trainer(config: Config) -> tuple[int, int] | None:
+    """The CUDA that the trainer's packages bring: of its image, else of this Python."""
+    if config.images.trainer is not None:
+        return _runtime_version(read_object(config.images.trainer, LOCK).decode())
+    if importlib.util.find_spec("torch") is None or not NODE_LOCK.is_file():
+        return None
+    return _runtime_version(NODE_LOCK.read_text())
+
+
+def _runtime_version(lock: str) -> tuple[int, int] | None:
+    found = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+)\.(\d+)", lock, re.MULTILINE)
+    return (int(found[1]), int(found[2])) if found else None
