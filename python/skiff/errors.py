@@ -21,9 +21,17 @@ class SkiffError(Exception):
         self.where = where
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses processes: the default would give all three as positions."""
+        return _again, (type(self), self.what, self.where, self.remedy)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  -> {self.remedy}" if self.remedy else text
+
+
+def _again(kind: type[SkiffError], what: str, where: str, remedy: str) -> SkiffError:
+    return kind(what, where=where, remedy=remedy)
 
 
 class ConfigError(SkiffError):

@@ -25,6 +25,16 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a libcuda.so.1 that tells of an A100's MIG slice."""
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("fake_libcuda.c")
+    command = ["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source]
+    subprocess.run(command, check=True)
+    return folder
+
+
 @pytest.fixture
 def facts() -> Facts:
     """A start of an engine on an H200, in an image."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from skiff import cli
+from skiff.kernels.ladder import Rung, choose
 from skiff.kernels.manifest import Facts
 from skiff.kernels.packs import keep, read_packs, verify
+from skiff.kernels.tree import place
 
 from .conftest import Pack
 
@@ -77,9 +79,30 @@ def test_a_filled_root_is_kept_as_a_pack(facts: Facts, tmp_path: Path) -> None:
     assert found == kept
     assert (found.manifest.facts, found.manifest.driver) == (facts, "580.65.06")
     assert verify(found) == []
+    assert sorted(path.name for path in found.path.iterdir()) == ["manifest.json", "tree.squashfs"]
+    again = tmp_path / "again"
+    again.mkdir()
+    place(found.tree, again)
+    assert (again / "triton/kernel.cubin").read_bytes() == b"code"
     assert [path.name for path in folder.iterdir()] == ["h200"]
     with pytest.raises(FileExistsError):
         keep(root, folder / "h200", facts)
+
+
+def test_a_damaged_squashfs_is_found_and_not_used(facts: Facts, tmp_path: Path) -> None:
+    root, folder = tmp_path / "root", tmp_path / "packs"
+    root.mkdir()
+    (root / "kernel.cubin").write_bytes(b"code")
+    folder.mkdir()
+    kept = keep(root, folder / "h200", facts)
+    assert choose([kept], None, facts, missing=[]).rung is Rung.PACK
+    with kept.tree.open("r+b") as file:
+        file.seek(100)
+        file.write(b"x")
+    assert verify(kept) == ["tree.squashfs is damaged"]
+    choice = choose([kept], None, facts, missing=[])
+    assert choice.rung is Rung.COMPILE
+    assert "pack h200: tree.squashfs is damaged" in choice.line
 
 
 def test_prune_removes_only_the_old(

@@ -10,7 +10,7 @@ import pytest
 from skiff.errors import InfraError
 from skiff.kernels.ladder import Rung
 from skiff.kernels.manifest import Facts
-from skiff.kernels.start import missing_to_compile, prepare
+from skiff.kernels.start import bake, missing_to_compile, prepare
 
 from .conftest import Pack
 
@@ -46,6 +46,36 @@ def test_with_neither_the_image_compiles_into_an_empty_root(
     choice = prepare(ours, packs=None, layer=tmp_path / "none")
     assert (choice.rung, choice.keep) == (Rung.COMPILE, True)
     assert list(Path(ours.root).iterdir()) == []
+
+
+def test_a_pack_without_a_readable_manifest_is_passed_over(
+    ours: Facts, pack: Pack, tmp_path: Path
+) -> None:
+    whole, torn = pack(ours), pack(ours, name="torn")
+    (torn.path / "manifest.json").write_text("{")
+    assert prepare(ours, packs=whole.path.parent, layer=tmp_path / "none").rung is Rung.PACK
+
+
+def test_an_unreadable_pack_is_told_of(
+    ours: Facts, pack: Pack, stubs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_LIBCUDA_PATH", str(stubs))
+    monkeypatch.delenv("CC", raising=False)
+    torn = pack(ours, name="torn")
+    (torn.path / "manifest.json").write_text("{")
+    choice = prepare(ours, packs=torn.path.parent, layer=tmp_path / "none")
+    assert choice.line.startswith("kernels: compile: pack torn: the file: Invalid JSON")
+
+
+def test_a_bake_compiles_although_the_image_has_a_layer(
+    ours: Facts, stubs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_LIBCUDA_PATH", str(stubs))
+    monkeypatch.delenv("CC", raising=False)
+    assert bake(ours).rung is Rung.COMPILE
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(InfraError, match="compiling lacks a C compiler"):
+        bake(ours)
 
 
 def test_a_root_that_is_not_bound_is_an_error(facts: Facts, pack: Pack, tmp_path: Path) -> None:

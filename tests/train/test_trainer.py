@@ -16,6 +16,7 @@ from skiff.config.load import write_config
 from skiff.errors import ConfigError, InfraError
 from skiff.sandbox.client import FOLDER_VARIABLE, KEY_FILE_VARIABLE, URL_VARIABLE
 from skiff.train import trainer, warm_start
+from skiff.train.kernels import Kernels, Use
 from skiff.train.manifest import write_manifest
 from skiff.train.trainer import (
     Start,
@@ -29,6 +30,7 @@ from skiff.train.trainer import (
 
 Configured = Callable[..., Config]
 SECRET = "hunter2-hunter2"
+NO_KERNELS = Kernels(Use.LADDER, Path("/nonexistent"))
 
 # Stands for the Python interpreter that runs verl: tells what it was given, then does `then`.
 PROGRAM = """#!{python}
@@ -179,7 +181,7 @@ def test_verl_gets_its_overrides_and_a_clean_environment(
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     seen = verl()
     secrets = {"WANDB_API_KEY": SECRET}
-    run_verl(runtime_config(), run_dir, "/models/tiny", secrets, Start(1, 1, 0))
+    run_verl(runtime_config(), run_dir, "/models/tiny", secrets, Start(1, 1, 0), NO_KERNELS)
     found = seen()
     assert found["argv"][:2] == ["-m", "verl.trainer.main_ppo"]
     assert "trainer.val_before_train=false" not in found["argv"]
@@ -201,7 +203,7 @@ def test_a_resumed_run_does_not_validate_first(
     runtime_config: Configured, run_dir: Path, verl: Any
 ) -> None:
     seen = verl()
-    run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 3))
+    run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 3), NO_KERNELS)
     assert "trainer.val_before_train=false" in seen()["argv"]
     assert seen()["env"]["WANDB_MODE"] == "offline"
 
@@ -211,7 +213,7 @@ def test_the_end_of_verl_is_told_by_its_cause(
 ) -> None:
     verl(f"{STEP}; metrics.flush(); raise OSError(28, 'No space left on device')")
     with pytest.raises(InfraError) as caught:
-        run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 0))
+        run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 0), NO_KERNELS)
     assert caught.value.what == "the disk is full (No space left on device)"
     assert caught.value.where == "verl ended with exit code 1"
     assert str(run_dir / "logs" / "verl.01.log") in caught.value.remedy

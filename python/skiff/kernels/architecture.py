@@ -19,6 +19,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from skiff.errors import InfraError, SkiffError
@@ -37,11 +39,8 @@ def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Se
 
     Needs a C compiler, and `environment(Mode.BAKE)` before torch and Triton are imported.
     """
-    from skiff.kernels.offline import recorded
-
     empty(root)
-    with recorded(build=True) as seen:
-        _call(capabilities, vocabularies)
+    _, missed = _call(capabilities, vocabularies, build=True)
     tree = layer / TREE
     tree.mkdir(parents=True)
     shutil.move(root / "triton", tree)
@@ -56,7 +55,7 @@ def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Se
         files=digests(tree),
     )
     write_manifest(layer, manifest)
-    return len(seen.missed)
+    return len(missed)
 
 
 def verify(
@@ -67,30 +66,43 @@ def verify(
     Needs `environment(Mode.PROOF)` before torch and Triton are imported. Raises InfraError that
     names what was not found, or which file changed.
     """
-    from skiff.kernels.offline import recorded
-
     place(layer / TREE, root)
-    with recorded() as seen:
-        _call(capabilities, vocabularies)
-    wrong = [f"{name} was compiled" for name in seen.missed]
+    asked, missed = _call(capabilities, vocabularies, build=False)
+    wrong = [f"{name} was compiled" for name in missed]
     wrong += damage(root / "triton", _below_triton(read_manifest(layer)))
     if wrong:
         raise InfraError("; ".join(wrong), where=str(layer), remedy="build the image again")
-    return seen.asked
+    return asked
 
 
 def _below_triton(manifest: Manifest) -> dict[str, str]:
     return {name.removeprefix("triton/"): digest for name, digest in manifest.files.items()}
 
 
-def _call(capabilities: Sequence[int], vocabularies: Sequence[int]) -> None:
-    from skiff.kernels.engine_calls import call_kernels, shapes
-    from skiff.kernels.offline import offline_gpu
+def _call(
+    capabilities: Sequence[int], vocabularies: Sequence[int], *, build: bool
+) -> tuple[int, list[str]]:
+    """How many kernels were asked for, and which were missing; a process per architecture.
 
-    for capability in capabilities:
-        with offline_gpu(capability):
-            for shape in shapes(vocabularies):
-                call_kernels(shape)
+    The first one goes alone: all of them want `cuda_utils` and the same launchers.
+    """
+    from skiff.kernels import engine_calls  # noqa: F401  imported once, before the processes part
+
+    calls = [(capability, tuple(vocabularies), build) for capability in capabilities]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
+        results = [pool.submit(_call_one, *calls[0]).result()]
+        results += pool.map(_call_one, *zip(*calls[1:], strict=True)) if calls[1:] else []
+    return sum(asked for asked, _ in results), [name for _, names in results for name in names]
+
+
+def _call_one(capability: int, vocabularies: Sequence[int], build: bool) -> tuple[int, list[str]]:
+    from skiff.kernels.engine_calls import call_kernels, shapes
+    from skiff.kernels.offline import offline_gpu, recorded
+
+    with recorded(build=build) as seen, offline_gpu(capability):
+        for shape in shapes(vocabularies):
+            call_kernels(shape)
+    return seen.asked, seen.missed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

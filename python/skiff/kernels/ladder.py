@@ -18,8 +18,8 @@ from enum import Enum
 from pathlib import Path
 
 from skiff.errors import InfraError
-from skiff.kernels.manifest import TREE, Facts, Manifest, check
-from skiff.kernels.tree import damage
+from skiff.kernels.manifest import ARCHIVE, TREE, Facts, Manifest, check
+from skiff.kernels.tree import damage, digest
 from skiff.kernels.variables import Mode, environment
 
 
@@ -40,7 +40,8 @@ class Compiled:
 
     @property
     def tree(self) -> Path:
-        return self.path / TREE
+        """A squashfs file or a folder."""
+        return self.path / (ARCHIVE if self.manifest.archive else TREE)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Choice:
     """What to start the engine with.
 
     tree          to be copied to the root before the start; None: it stays empty
+    files         sha256 of each of its files
     compilation   vLLM's `compilation_config`; empty: as the profile has it
     keep          True when the filled tree is worth keeping
     line          for the log: the rung, and why not a better one
@@ -55,6 +57,7 @@ class Choice:
 
     rung: Rung
     tree: Path | None
+    files: dict[str, str]
     compilation: dict[str, object]
     environment: dict[str, str]
     keep: bool
@@ -67,25 +70,27 @@ def choose(
     ours: Facts,
     *,
     missing: Sequence[str],
+    unreadable: Sequence[str] = (),
 ) -> Choice:
     """The best rung for a start with the facts `ours`.
 
-    `missing` is what compiling would lack here; empty when it can be done. Raises InfraError when
+    `missing` is what compiling would lack here; empty when it can be done. `unreadable` tells of
+    packs that are none. Raises InfraError when
     no rung holds; it names that, and the first difference of the nearest pack and of the layer.
     """
-    reasons = []
+    reasons = list(unreadable)
     refused = [(pack, _against(pack, ours)) for pack in packs]
     for pack, reason in refused:
         if not reason:
-            return _choice(Rung.PACK, ours, pack.tree, f"{pack.path.name} holds for this start")
+            return _choice(Rung.PACK, ours, pack, f"{pack.path.name} holds for this start")
     if refused:
         nearest, found = min(refused, key=lambda pair: len(pair[1]))
         reasons.append(f"pack {nearest.path.name}: {_told(found)}")
-    else:
+    elif not unreadable:
         reasons.append("there is no pack")
     lacking = _against(layer, ours) if layer else ["the image has none"]
     if layer and not lacking:
-        return _choice(Rung.ARCHITECTURE, ours, layer.tree, "; ".join(reasons))
+        return _choice(Rung.ARCHITECTURE, ours, layer, "; ".join(reasons))
     reasons.append(f"architecture layer: {_told(lacking)}")
     if not missing:
         return _choice(Rung.COMPILE, ours, None, "; ".join(reasons))
@@ -98,8 +103,13 @@ def choose(
 
 def _against(compiled: Compiled, ours: Facts) -> list[str]:
     """Why `compiled` does not serve. Files are read only where the manifest fits."""
-    differing = [str(one) for one in check(compiled.manifest, ours)]
-    return differing or damage(compiled.tree, compiled.manifest.files)
+    manifest = compiled.manifest
+    if differing := [str(one) for one in check(manifest, ours)]:
+        return differing
+    if not manifest.archive:
+        return damage(compiled.tree, manifest.files)
+    whole = compiled.tree.is_file() and digest(compiled.tree) == manifest.archive
+    return [] if whole else [f"{ARCHIVE} is damaged"]
 
 
 def _told(reasons: Sequence[str]) -> str:
@@ -107,12 +117,13 @@ def _told(reasons: Sequence[str]) -> str:
     return reasons[0] + more
 
 
-def _choice(rung: Rung, ours: Facts, tree: Path | None, reason: str) -> Choice:
+def _choice(rung: Rung, ours: Facts, found: Compiled | None, reason: str) -> Choice:
     # Mode 0 is "no compilation". Full graphs need none, piecewise ones do.
     decoding: dict[str, object] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return Choice(
         rung=rung,
-        tree=tree,
+        tree=found.tree if found else None,
+        files=found.manifest.files if found else {},
         compilation=decoding if rung is Rung.ARCHITECTURE else {},
         environment=environment(Mode.RUN, root=Path(ours.root)),
         keep=rung is Rung.COMPILE,

@@ -1,8 +1,9 @@
 """The manifest of compiled code: what it was made by and for, and the digest of each file.
 
 `check` compares a manifest with the facts of a start and names each field that differs, before
-anything is started. Not covered: what vLLM hashes of its sources (the image's digest stands for
-it), and the driver (it is in no key, and only noted).
+anything is started. Not covered: what vLLM hashes of its sources (the digest of the image's locks
+stands for it: an image built again from them has the same files), and the driver (it is in no key,
+and only noted).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from skiff.files import write_atomic
 from skiff.kernels.variables import ROOT, key_variables
 
 MANIFEST = "manifest.json"
-TREE = "tree"
+TREE = "tree"  # of an image's architecture layer
+ARCHIVE = "tree.squashfs"  # of a pack
 PACKAGES = ("torch", "triton", "vllm", "flashinfer-python", "verl", "transformers")
 
 Value = str | int | float | bool | None
@@ -33,7 +35,7 @@ class Facts(BaseModel):
     versions      of the packages in `PACKAGES`, those that are installed
     platform      what Triton's key says of the host; `file` on PATH is part of it
     root          where the tree lies
-    image         digest of the image, or "" outside of one
+    image         digest of the lock files that the image was made from
     device        the GPU's name as torch tells it (a MIG slice has its own), e.g. "NVIDIA H200"
     capability    of that GPU, e.g. "9.0"
     model         the path of the weights as the engine is given it
@@ -63,6 +65,7 @@ class Manifest(BaseModel):
     driver         that was seen, or ""
     made           when, in seconds since 1970
     files          sha256 of each file of the tree
+    archive        sha256 of a pack's squashfs file; "" where the tree is a folder
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +76,7 @@ class Manifest(BaseModel):
     driver: str = ""
     made: float
     files: dict[str, str]
+    archive: str = ""
 
 
 @dataclass(frozen=True)

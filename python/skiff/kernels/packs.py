@@ -1,7 +1,6 @@
 """A folder of packs: make, list, compare, verify, prune.
 
-A pack is a folder with `manifest.json` and `tree/`. Not covered: packs as squashfs or SIF files;
-unpack them first.
+A pack is a folder: `manifest.json`, the tree as one squashfs file, and the profile that made it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from rich.table import Table
 from skiff.errors import ConfigError
 from skiff.kernels.ladder import Compiled
 from skiff.kernels.manifest import (
+    ARCHIVE,
     MANIFEST,
-    TREE,
     Difference,
     Facts,
     Manifest,
@@ -26,7 +25,9 @@ from skiff.kernels.manifest import (
     read_manifest,
     write_manifest,
 )
-from skiff.kernels.tree import damage, digests
+from skiff.kernels.tree import damage, digest, digests, place, squash
+
+PROFILE = "profile.toml"
 
 
 def read_pack(folder: Path) -> Compiled:
@@ -34,31 +35,43 @@ def read_pack(folder: Path) -> Compiled:
     return Compiled(folder, read_manifest(folder))
 
 
+def pack_folders(folder: Path) -> list[Path]:
+    """The folders of packs below `folder`, by name; none when it is not there."""
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+
+
 def read_packs(folder: Path) -> list[Compiled]:
     """The packs below `folder`, the newest first."""
     if not folder.is_dir():
         raise ConfigError("is no folder", where=str(folder))
-    found = [read_pack(path.parent) for path in folder.glob(f"*/{MANIFEST}")]
+    found = map(read_pack, pack_folders(folder))
     return sorted(found, key=lambda pack: pack.manifest.made, reverse=True)
 
 
-def keep(root: Path, pack: Path, facts: Facts, *, driver: str = "") -> Compiled:
+def keep(
+    root: Path, pack: Path, facts: Facts, *, profile: Path | None = None, driver: str = ""
+) -> Compiled:
     """Make the folder `pack` from the tree that a start with `facts` has filled at `root`.
 
-    `driver` is the GPU driver's version. Raises FileExistsError when there is such a folder.
+    `profile` is kept beside it, so that `verify --strict` can start the same engine again; `driver`
+    is what the GPU's driver says of itself. Raises FileExistsError when there is such a folder.
     """
     if pack.exists():
         raise FileExistsError(pack)
     # In the same folder, under a name without a manifest: half a pack is never seen.
     with TemporaryDirectory(prefix=f".{pack.name}.", dir=pack.parent) as made:
         folder = Path(made, pack.name)
-        shutil.copytree(root, folder / TREE)
+        folder.mkdir()
+        squash(root, folder / ARCHIVE)
+        if profile is not None:
+            shutil.copyfile(profile, folder / PROFILE)
         manifest = Manifest(
             kind="device",
             facts=facts,
             driver=driver,
             made=time.time(),
-            files=digests(folder / TREE),
+            files=digests(root),
+            archive=digest(folder / ARCHIVE),
         )
         write_manifest(folder, manifest)
         folder.rename(pack)
@@ -70,7 +83,7 @@ def packs_table(packs: Sequence[Compiled]) -> Table:
     table = Table("pack", "GPU", "model", "vLLM", "made", "files", "MiB")
     for pack in packs:
         facts = pack.manifest.facts
-        size = sum(path.stat().st_size for path in pack.tree.rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in pack.path.rglob("*") if path.is_file())
         table.add_row(
             pack.path.name,
             facts.device or " ".join(pack.manifest.capabilities),
@@ -89,8 +102,15 @@ def explain(one: Compiled, other: Compiled) -> list[Difference]:
 
 
 def verify(pack: Compiled) -> list[str]:
-    """What is wrong with the files of a pack; empty when every digest is right."""
-    return damage(pack.tree, pack.manifest.files)
+    """What is wrong with the files of a pack or a layer; empty when every digest is right."""
+    manifest = pack.manifest
+    if not manifest.archive:
+        return damage(pack.tree, manifest.files)
+    if not pack.tree.is_file() or digest(pack.tree) != manifest.archive:
+        return [f"{ARCHIVE} is damaged"]
+    with TemporaryDirectory(prefix="skiff-") as unpacked:
+        place(pack.tree, Path(unpacked))
+        return damage(Path(unpacked), manifest.files)
 
 
 def prune(packs: Sequence[Compiled], *, older_than: float, dry_run: bool) -> list[Compiled]:

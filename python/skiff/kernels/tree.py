@@ -1,18 +1,29 @@
-"""A tree of compiled files: its digests, its check, and its private copy at the place of a run."""
+"""A tree of compiled files: its digests, its check, and its private copy at the place of a run.
+
+A pack keeps it as one squashfs file, an image as a folder. Not covered: mounting the squashfs. It
+is unpacked, because an engine writes beside what it finds, and few nodes let a user mount.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from skiff.apptainer import squashfs_tool
 from skiff.errors import InfraError
+
+SQUASH_SECONDS = 600.0
+# Notes of what was done, not compiled code: they differ after each start.
+NOTES = (".lock", ".log")
 
 
 def digests(tree: Path) -> dict[str, str]:
-    """sha256 of every file below `tree`, by its path there. Raises InfraError for a link."""
+    """sha256 of every file below `tree` but `NOTES`, by its path there. Raises InfraError for a
+    link."""
     found = {}
     for folder, folders, files in os.walk(tree):
         for name in (*folders, *files):
@@ -21,9 +32,15 @@ def digests(tree: Path) -> dict[str, str]:
                 raise InfraError("is a link", where=str(path), remedy="make the pack again")
         for name in files:
             path = Path(folder, name)
-            with path.open("rb") as file:
-                found[str(path.relative_to(tree))] = hashlib.file_digest(file, "sha256").hexdigest()
+            if path.suffix not in NOTES:
+                found[str(path.relative_to(tree))] = digest(path)
     return dict(sorted(found.items()))
+
+
+def digest(path: Path) -> str:
+    """sha256 of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damage(tree: Path, expected: Mapping[str, str]) -> list[str]:
@@ -38,12 +55,37 @@ def damage(tree: Path, expected: Mapping[str, str]) -> list[str]:
 
 
 def place(tree: Path, root: Path) -> None:
-    """Copy `tree` to the empty folder `root`, where the process owns and may change it.
+    """Copy `tree`, a folder or a squashfs file, to the empty folder `root`, where the process owns
+    and may change it.
 
     Raises InfraError when `root` is not there, not empty or not writable.
     """
     empty(root)
-    shutil.copytree(tree, root, dirs_exist_ok=True)
+    if tree.is_file():
+        # Owners are not ours to give: without -no-exit-code that alone would be a failure.
+        options = ("-no-progress", "-no-xattrs", "-no-exit-code", "-force", "-dest")
+        _squashfs("unsquashfs", *options, root, tree)
+    else:
+        shutil.copytree(tree, root, dirs_exist_ok=True)
+
+
+def squash(tree: Path, target: Path) -> None:
+    """Write the folder `tree` into the new squashfs file `target`. Raises InfraError."""
+    options = ("-no-progress", "-no-xattrs", "-all-root", "-comp", "zstd")
+    _squashfs("mksquashfs", tree, target, *options)
+
+
+def _squashfs(program: str, *arguments: str | Path) -> None:
+    command = [squashfs_tool(program), *map(str, arguments)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SQUASH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InfraError(f"no end after {SQUASH_SECONDS:g} s", where=program) from error
+    if done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip())[-300:]
+        raise InfraError(f"exit {done.returncode}: {words}", where=program)
 
 
 def empty(root: Path) -> None:

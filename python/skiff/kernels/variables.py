@@ -85,11 +85,9 @@ TABLE: tuple[Variable, ...] = (
     Variable("QUACK_CACHE_DIR", "{root}/quack", "else in the folder of temporary files"),
     Variable("NUMBA_CACHE_DIR", "{root}/numba", "else beside the sources, which are read-only"),
     Variable("CUDA_CACHE_PATH", "{root}/cuda", "what the driver assembles; else in HOME"),
-    # Proof. Not here: TORCHINDUCTOR_STRICT_STATIC_CUDA_LAUNCHER. Inductor hashes it: a proof with
-    # it would miss what a run finds.
+    # Proof. Not here: TORCHINDUCTOR_STRICT_STATIC_CUDA_LAUNCHER and CXX. Inductor hashes both: a
+    # proof with them would miss what a run finds. proof.py hides g++ and the others on PATH.
     Variable("CC", str(REFUSE), "names the caller and fails", modes=_PROOF),
-    Variable("CXX", str(REFUSE), "names the caller and fails", modes=_PROOF),
-    Variable("CUDACXX", str(REFUSE), "names the caller and fails", modes=_PROOF),
     Variable("FLASHINFER_NVCC", str(REFUSE), "names the caller and fails", modes=_PROOF),
     Variable("FLASHINFER_DISABLE_JIT", "1", "a missing module is an error", modes=_PROOF),
     Variable("VLLM_FORCE_AOT_LOAD", "1", "a failed load is an error", modes=_PROOF),

@@ -18,6 +18,7 @@ from pathlib import Path
 from skiff.apptainer import apptainer_environment, apptainer_root, find_apptainer
 from skiff.config import Config
 from skiff.config.secrets import load_secrets, without_secrets
+from skiff.kernels.variables import ROOT
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 from skiff.tasks.store import skiff_home
 from skiff.train.inputs import WARM_START
@@ -56,7 +57,8 @@ def sif_program(
     """The entry point of an image: a SIF, or one that is unpacked in a folder.
 
     `binds` appear at their own paths, `readable` do so read-only, `scratch` is /tmp.
-    With `gpus` the host's NVIDIA driver and devices are bound, too.
+    With `gpus` the host's NVIDIA driver and devices are bound, too, and an empty folder for compiled
+    kernels.
     """
     modes = {path.absolute(): ":ro" for path in readable if path.exists()}
     modes |= {path.absolute(): "" for path in binds if path.exists()}
@@ -71,7 +73,8 @@ def sif_program(
     ]
     isolated = ["--userns", "--contain", "--cleanenv", "--no-home", "--pwd=/tmp"]
     if gpus:
-        isolated.append("--nv")
+        (scratch / ROOT.name).mkdir()
+        isolated += ["--nv", f"--bind={scratch / ROOT.name}:{ROOT}"]
     command = [str(find_apptainer()), "--silent", "run", *isolated, *options, str(image)]
     environment = apptainer_environment()
     environment |= {f"APPTAINERENV_{name}": value for name, value in variables.items()}
@@ -91,6 +94,7 @@ def trainer_binds(config: Config, run_dir: Path) -> list[Path]:
     key_file = os.environ.get(KEY_FILE_VARIABLE)
     found = [run_dir, skiff_home(), *map(Path, named), *config.images.binds]
     found += [folder for folder in files if folder.is_absolute()]
+    found += [config.kernels.packs] if config.kernels.packs else []
     return found + ([Path(key_file).parent] if key_file else [])
 
 

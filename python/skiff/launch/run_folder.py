@@ -117,7 +117,11 @@ def _absolute(config: Config) -> Config:
     paths = {name: path.absolute() for name, path in paths.items() if path is not None}
     binds = tuple(path.absolute() for path in images.binds)
     images = images.model_copy(update={**paths, "binds": binds})
-    return config.model_copy(update={"model": model, "tasks": tasks, "images": images})
+    kernels = config.kernels
+    if kernels.packs is not None:
+        kernels = kernels.model_copy(update={"packs": kernels.packs.absolute()})
+    changed = {"model": model, "tasks": tasks, "images": images, "kernels": kernels}
+    return config.model_copy(update=changed)
 
 
 def _absolute_spec(spec: str) -> str:

@@ -8,6 +8,7 @@ Not covered: a Ray cluster over several nodes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -38,12 +39,14 @@ from skiff.train.causes import failure_in
 from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment, wandb_environment
 from skiff.train.inputs import WARM_START, check_attention, check_places, model_folder
+from skiff.train.kernels import Kernels, place_kernels
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 from skiff.train.publish import Publisher
 from skiff.train.retry import TransientError, with_retries
 from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 
+LOOP = "skiff.train.agent_loop.SkiffAgentLoop"
 RENDEZVOUS_SECONDS = 120.0
 POLL_SECONDS = 0.2
 
@@ -57,10 +60,13 @@ def train(config_file: Path, rendezvous: Path, *, attempt: int) -> int:
     run_dir = config_file.absolute().parent
     check_attention(config)
     secrets = load_secrets()
+    kernels: Kernels | None = None
 
     def once(number: int) -> int:
+        nonlocal kernels
         with phase(run_dir, "runtime"):
             find_runtime(config, rendezvous)
+            asyncio.run(check_key(config))
         if not (run_dir / "data" / TASKS).exists():
             with phase(run_dir, "tasks"):
                 write_data(config, run_dir / "data")
@@ -69,8 +75,11 @@ def train(config_file: Path, rendezvous: Path, *, attempt: int) -> int:
         begun = resume.settle(run_dir)
         if begun >= config.train.steps:
             return 0
-        start = Start(attempt, number, begun)
-        return run_verl(config, run_dir, model, secrets, start)
+        if kernels is None:  # a second start finds what the first has compiled
+            kernels = place_kernels(config, run_dir, model, attempt=attempt)
+        code = run_verl(config, run_dir, model, secrets, Start(attempt, number, begun), kernels)
+        kernels.ended()
+        return code
 
     code = with_retries(run_dir, once, lambda: resume.newest(run_dir))
     if code == 0 and config.train.export:
@@ -117,15 +126,21 @@ def find_runtime(config: Config, rendezvous: Path) -> None:
     os.environ[KEY_FILE_VARIABLE] = place["key_file"]
 
 
+async def check_key(config: Config) -> None:
+    """Ask the servers that `find_runtime` has named whether they take our key. Raises ConfigError
+    when they refuse it, InfraError when none answers."""
+    async with RuntimeClient.from_env(start_seconds=config.runtime.start_seconds) as client:
+        await client.check_key()
+
+
 def _published(rendezvous: Path) -> list[Path]:
     if rendezvous.is_dir():
         return sorted(rendezvous.glob(PATTERN))
     return [rendezvous] if rendezvous.exists() else []
 
 
-def write_agent_loop(run_dir: Path) -> None:
+def write_agent_loop(run_dir: Path, target: str = LOOP) -> None:
     """The file through which verl finds our agent loop."""
-    target = "skiff.train.agent_loop.SkiffAgentLoop"
     text = json.dumps([{"name": AGENT_LOOP, "_target_": target}])  # JSON is YAML, too
     write_atomic(run_dir / "data" / "agent_loop.yaml", text)
 
@@ -174,6 +189,7 @@ def run_verl(
     model: str,
     secrets: dict[str, str],
     start: Start,
+    kernels: Kernels,
 ) -> int:
     """One run of main_ppo to its end: 0, or SAVED when it was asked to save and end.
 
@@ -188,6 +204,7 @@ def run_verl(
     write_atomic(token, os.urandom(32).hex(), mode=0o600)
     overrides = [
         *verl_overrides(config, run_dir, model),
+        *kernels.overrides,
         f"+ray_kwargs.ray_init._temp_dir={scratch}",
         "hydra.run.dir=" + str(scratch / "hydra"),
     ]
@@ -197,6 +214,7 @@ def run_verl(
     environment = {
         **clean_environment(dict(os.environ)),
         **verl_environment(config, run_dir),
+        **kernels.environment,
         **wandb_environment(run_dir, secrets),
         **secrets,
         "VERL_FILE_LOGGER_PATH": str(metrics),
