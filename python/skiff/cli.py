@@ -123,6 +123,8 @@ def _slurm_commands(commands: _Commands) -> None:
     launch.set_defaults(call=_launch)
 
     status = commands.add_parser("status", help="how a submitted run stands")
+    status.add_argument("--json", action="store_true")
+    status.add_argument("--watch", action="store_true", help="show it anew until the run has ended")
     status.set_defaults(call=_status)
     logs = commands.add_parser("logs", help="what a submitted run's processes say")
     logs.add_argument("-f", "--follow", action="store_true", help="until its jobs have ended")
@@ -131,6 +133,10 @@ def _slurm_commands(commands: _Commands) -> None:
     cancel.set_defaults(call=_cancel)
     for each in (status, logs, cancel):
         each.add_argument("run", type=Path, help="a run folder")
+    listing = commands.add_parser("list", help="the runs below a folder, the newest first")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(call=_list)
 
 
 def _doctor_command(commands: _Commands) -> None:
@@ -289,9 +295,24 @@ def _launch(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _status(parsed: argparse.Namespace, console: Console) -> None:
-    from skiff.launch.status import status
+    from skiff.launch.status import read_status, status, watch_status
 
-    print("\n".join(status(parsed.run)))
+    if parsed.watch:
+        watch_status(parsed.run, console)
+    elif parsed.json:
+        print(read_status(parsed.run).as_json())
+    else:
+        print("\n".join(status(parsed.run)))
+
+
+def _list(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.listing import listing_json, listing_table, runs_below
+
+    rows = runs_below(parsed.folder)
+    if parsed.json:
+        print(listing_json(rows))
+    else:
+        console.print(listing_table(rows))
 
 
 def _logs(parsed: argparse.Namespace, console: Console) -> None:

@@ -4,11 +4,14 @@ Slurm and a real server."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from skiff import events
+from skiff import cli, events
 from skiff.errors import ConfigError
 from skiff.launch import run_folder, status, submit
 from skiff.launch.sbatch import Shape
@@ -48,7 +51,7 @@ def test_a_running_run(run_dir: Path, slurm: Slurm) -> None:
         "train    job 8 running on node7",
     ]
     assert status.status(run_dir)[2].startswith("server   http://127.0.0.1:1 does not answer here")
-    assert status.status(run_dir)[3:] == ["step     4, reward 0.250"]
+    assert status.status(run_dir)[3:] == ["step     4 of 1, reward 0.250"]
 
 
 def test_what_slurm_has_forgotten(run_dir: Path, slurm: Slurm) -> None:
@@ -82,5 +85,56 @@ def test_what_runs_is_ended_in_order_and_what_waits_is_cancelled(
 
 
 def test_a_run_that_was_not_submitted(run_dir: Path) -> None:
+    assert status.status(run_dir) == ["jobs     none: the run was not submitted to Slurm"]
     with pytest.raises(ConfigError, match="was not submitted to Slurm"):
-        status.status(run_dir)
+        submit.cancel(run_dir)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run folder"):
+        status.status(tmp_path)
+
+
+def test_the_time_that_is_left(run_dir: Path, slurm: Slurm) -> None:
+    ends = datetime.now() + timedelta(seconds=100.5)
+    running = replace(job("RUNNING"), ends=ends.isoformat(timespec="microseconds"))
+    slurm(running)
+    config = (run_dir / "config.toml").read_text().replace("steps = 1\n", "steps = 40\n", 1)
+    (run_dir / "config.toml").write_text(config)
+    for step in (1, 2, 3):
+        events.emit(run_dir, "step", step=step, seconds={"step": 10.0}, metrics={})
+    lines = status.status(run_dir)
+    assert lines[0] == "het      job 7 running on node7 (1 min 40 s to its time limit)"
+    assert lines[1] == "step     3 of 40"
+    assert lines[2] == "ends     in about 6 min 10 s, after the time limit"
+
+
+def test_leases_of_both_halves(run_dir: Path, slurm: Slurm) -> None:
+    slurm(job("RUNNING"))
+    meeting = run_folder.meeting(run_dir, 1)
+    for half, age in (("runtime", 3), ("train", 90)):
+        beat = {"half": half, "node": "n1", "job": "7", "number": 4, "time": time.time() - age}
+        (meeting / f"lease-{half}-n1.json").write_text(json.dumps(beat))
+    assert status.status(run_dir)[1:] == [
+        "lease    runtime on n1: renewed 3 s ago",
+        "lease    train on n1: renewed 90 s ago",
+    ]
+
+
+def test_the_same_as_json(run_dir: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
+    slurm(job("FAILED", exit_code=3))
+    events.emit(run_dir, "finished", exit_code=3, reason="out of memory")
+    assert cli.main(["status", str(run_dir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["jobs"][0][1]["state"] == "FAILED"
+    assert found["progress"]["error"] == "out of memory"
+
+
+def test_it_is_watched_until_the_run_has_ended(
+    run_dir: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm(job("RUNNING"))
+    monkeypatch.setattr(status.time, "sleep", lambda _: slurm(job("COMPLETED")))
+    assert cli.main(["status", str(run_dir), "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("job 7 running") < shown.index("job 7 completed")

@@ -19,7 +19,7 @@ from skiff.doctor.symptoms import SYMPTOMS
 from skiff.errors import InfraError
 from skiff.launch import run_folder
 from skiff.launch.status import jobs_of
-from skiff.launch.submit import JOBS
+from skiff.launch.submit import job_ids, was_submitted
 from skiff.report.records import Records, read_records
 from skiff.report.summary import state_of
 from skiff.train.causes import cause_of
@@ -165,8 +165,7 @@ def _log_lines(run_dir: Path, attempt: str) -> Iterator[Line]:
 
 
 def _job_ids(run_dir: Path) -> set[str]:
-    files = sorted((run_dir / "attempts").glob(f"*/{JOBS}"))
-    return set(json.loads(files[-1].read_text()).values()) if files else set()
+    return set(job_ids(run_dir).values()) if was_submitted(run_dir) else set()
 
 
 def _event_lines(run_dir: Path, records: Records, attempt: str) -> Iterator[Line]:
@@ -185,7 +184,7 @@ def _event_lines(run_dir: Path, records: Records, attempt: str) -> Iterator[Line
 
 
 def _slurm_lines(run_dir: Path, notes: list[str]) -> list[Line]:
-    if not _job_ids(run_dir):
+    if not was_submitted(run_dir):
         return []
     try:
         jobs = jobs_of(run_dir)

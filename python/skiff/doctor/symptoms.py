@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from skiff.doctor import symptoms_cluster, symptoms_sandboxes, symptoms_training
+from skiff.doctor import symptoms_cluster, symptoms_halves, symptoms_sandboxes, symptoms_training
 
 SYMPTOMS = (
     *symptoms_cluster.SYMPTOMS,
+    *symptoms_halves.SYMPTOMS,
     *symptoms_sandboxes.SYMPTOMS,
     *symptoms_training.SYMPTOMS,
 )

@@ -187,4 +187,11 @@ SYMPTOMS = (
         "Docker is asked for, which ordinary users of a cluster may not use",
         'none of Skiff needs it: runtime.backend = "podman" or "apptainer"',
     ),
+    Symptom(
+        "no-name",
+        r"Temporary failure in name resolution|Name or service not known",
+        "a host name was not resolved",
+        "compute nodes often reach nothing outside: keep models and data in folders, and let wandb"
+        " log offline",
+    ),
 )

@@ -33,6 +33,7 @@ class Job:
     reason  why it is not running, in Slurm's word; "" when there is none
     begins  when it has started or is expected to; "" when Slurm does not know
     exit    the script's exit status, or 128 and the signal's number
+    ends    when it has ended or meets its time limit, as `begins`
     """
 
     id: str
@@ -42,6 +43,7 @@ class Job:
     begins: str
     nodes: str
     exit: int
+    ends: str = ""
 
     @property
     def ended(self) -> bool:
@@ -148,6 +150,7 @@ def _job(line: str) -> Job:
         begins=_known(found.get("StartTime", "")),
         nodes=_known(found.get("NodeList", "")),
         exit=128 + int(number) if int(number) else int(status),
+        ends=_known(found.get("EndTime", "")),
     )
 
 

@@ -140,6 +140,11 @@ def note_jobs(attempt_dir: Path, ids: dict[Shape, str]) -> None:
     write_atomic(attempt_dir / JOBS, json.dumps(jobs, indent=1) + "\n")
 
 
+def was_submitted(run_dir: Path) -> bool:
+    """Has the run ever had jobs?"""
+    return any((run_dir / "attempts").glob(f"*/{JOBS}"))
+
+
 def job_ids(run_dir: Path) -> dict[Shape, str]:
     """The jobs of the newest submission. Raises ConfigError when the run has none."""
     found = sorted((run_dir / "attempts").glob(f"*/{JOBS}"))
