@@ -22,6 +22,7 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+_REMEDIES = {"sbatch": "set [slurm] of the profile to what `sinfo` and your site offer"}
 _UNKNOWN = "Invalid job id specified"
 
 
@@ -184,6 +185,7 @@ def _run(
     except subprocess.TimeoutExpired as error:
         raise InfraError(f"no answer within {seconds:g} s", where=command[0]) from error
     if check and done.returncode != 0:
-        words = done.stderr.strip() or f"exit {done.returncode}"
-        raise InfraError(words.removeprefix(f"{command[0]}: error: "), where=command[0])
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        words = "; ".join(line.removeprefix(f"{command[0]}: error: ") for line in lines)
+        raise InfraError(words, where=command[0], remedy=_REMEDIES.get(command[0], ""))
     return done
