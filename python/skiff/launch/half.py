@@ -5,7 +5,7 @@ It starts what `skiff run` starts on one machine: the entry point of this clone 
 on the host podman's service for a runtime server in an image. When the entry point has ended, a
 signal arrives or RUN/rendezvous/NN/end is there, all that was started is ended in order. The exit
 status is the entry point's, or that of the half that failed first; that of a trainer that was ended
-is 130.
+is 130, or SAVED where it was asked to save before the time limit, whether or not it could.
 
 The halves find each other in RUN/rendezvous/NN: what an earlier attempt has left is not looked at.
 There each half shows that it lives (skiff.launch.leases), and why it has ended: a file END without
@@ -45,8 +45,10 @@ from skiff.launch.local import (
 )
 from skiff.launch.run import finish
 from skiff.launch.servers import Servers
+from skiff.launch.time_limit import TimeLimit
 from skiff.runtime.leftovers import remove_leftovers
 from skiff.runtime.server import STATE_FOLDER
+from skiff.train.save_request import SAVED
 
 POLL_SECONDS = 1.0  # each look is a call to the shared file system
 BUILT_HERE = ("shell", "synthetic")  # tasks in the image that is made where it is absent
@@ -62,12 +64,15 @@ def main() -> None:
     given = parser.parse_args()
     try:
         check_shared(given.run)
+    except InfraError as error:  # nobody would read what is noted in that folder
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    try:
         code = run_half(given.half, given.run, given.attempt, alone=given.alone)
     except SkiffError as error:
         print(f"error: {error}", file=sys.stderr)
+        _tell(given.run, given.attempt, error)
         code = error.exit_code
-        if given.run.is_dir():
-            _tell(given.run, given.attempt, error)
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
@@ -188,20 +193,29 @@ def _train(lookout: Lookout) -> int:
         with in_order(halves):
             _wait_server(lookout)
             halves.start("train", "--attempt", str(halves.attempt))
+            limit = TimeLimit(halves)
             while (ended := halves.running["train"].returncode) is None:
                 if lookout.check():
                     raise KeyboardInterrupt
+                if limit.passed():
+                    ended = SAVED
+                    break
                 time.sleep(POLL_SECONDS)
             # As a shell counts: 128 and the signal's number.
             code = ended if ended >= 0 else 128 - ended
-            reason = "done" if code == 0 else last_error(halves.log("train")) or f"exit code {code}"
+            if code == SAVED:
+                reason = limit.reason()
+            elif code == 0:
+                reason = "done"
+            else:
+                reason = last_error(halves.log("train")) or f"exit code {code}"
     except SkiffError as error:
         code, reason = error.exit_code, str(error)
         raise
     finally:
         finish(halves.run_dir, halves.attempt, code, reason, Console(stderr=True))
     if code != 0:
-        print(f"error: {reason}", file=sys.stderr)
+        print(reason if code == SAVED else f"error: {reason}", file=sys.stderr)
     return code
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from skiff.config import Config
 from skiff.config.slurm import Slurm, SlurmHalf
 from skiff.launch import run_folder
+from skiff.train import save_request
+from skiff.train.save_request import SAVED
 
 
 class Shape(Enum):
@@ -45,7 +47,7 @@ _HEAD = """\
 
 set -uo pipefail
 
-attempt=$(({attempt} + ${{SLURM_RESTART_COUNT:-0}}))
+{bound}attempt=$(({attempt} + ${{SLURM_RESTART_COUNT:-0}}))
 meeting={run}/rendezvous/$(printf %02d "$attempt")
 mkdir -p "$meeting"
 start() {{ # start HALF SRUN-OPTION...
@@ -58,26 +60,43 @@ end() {{ # end [EXIT-CODE SENTENCE]
     [ -e "$meeting/{end}" ] && return # who failed has said more
     printf '%s\\n' "$@" >"$meeting/.{end}" && mv "$meeting/.{end}" "$meeting/{end}"
 }}
-time_is_up='' cancelled='' first=''
-trap 'time_is_up=1; end' USR1 # before the time limit
-trap 'cancelled=1; end' TERM  # `skiff cancel`
+preempted() {{ scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }}
+cancelled='' first='' code=''
+trap '{at_limit}' USR1 # before the time limit
+trap 'cancelled=1; end' TERM # `skiff cancel`
 
 """
-_TAIL = """\
-
-wait -n
-code=$? # of the half that ended first, which is the cause
-for pid in "${!halves[@]}"; do kill -0 "$pid" 2>/dev/null || first=${halves[$pid]}; done
-end "$code" "the $first half ended with exit code $code"
-while [ -n "$(jobs -r)" ]; do wait; done
-if [ -n "$cancelled" ]; then scancel "$SLURM_JOB_ID"; fi
-if [ -n "$time_is_up" ]; then code=124; fi # as timeout(1) says it
-"""
-_REQUEUE = """\
-if [ -n "$time_is_up" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+_BOUND = """\
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {requeues} ]; then # Slurm counts lost nodes, too
+    echo "error: begun again more often than slurm.requeues = {requeues} allows" >&2
+    exit 124
 fi
 """
+_SAVE = 'touch "$meeting/{save}"'  # the trainer saves and is then the first half that ends
+_LEAVE = 'end {later} "the time limit is near"'
+_TAIL = """\
+
+until [ -n "$first" ]; do
+    wait -n # until a half has ended, or a signal has come
+    for pid in "${{!halves[@]}}"; do
+        kill -0 "$pid" 2>/dev/null && continue
+        wait "$pid"
+        code=$? first=${{halves[$pid]}} # of the half that ended first, which is the cause
+        break
+    done
+done
+if [ -z "$cancelled" ] && preempted; then code={later}; fi
+end "$code" "the $first half ended with exit code $code"
+while [ -n "$(jobs -r)" ]; do wait; done
+if [ -n "$cancelled" ]; then
+    scancel "$SLURM_JOB_ID"
+elif [ "$(head -n 1 "$meeting/{end}")" = {later} ]; then # not done, and to be gone on with
+    {go_on}code=124 # as timeout(1) says it
+fi
+"""
+_REQUEUE = """\
+[ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] && scontrol requeue "$SLURM_JOB_ID"
+    """
 
 
 def sbatch_text(
@@ -99,16 +118,21 @@ def sbatch_text(
     lines += ["# Written by `skiff launch`."]
     lines += [f"#SBATCH {option}" for option in _request(config, slurm, run_dir, shape)]
     starts = "".join(f"start {words}\n" for words in _starts(config, slurm, shape))
+    at_limit = (_LEAVE if alone and shape is Shape.RUNTIME else _SAVE).format(
+        save=save_request.NAME, later=SAVED
+    )
+    bound = _BOUND.format(requeues=slurm.requeues) if slurm.requeues else ""
     head = _HEAD.format(
+        bound=bound,
         alone=" --alone" if alone else "",
         attempt=attempt,
         end=run_folder.END,
         python=shlex.quote(str(python)),
         run=shlex.quote(str(run_dir)),
+        at_limit=at_limit,
     )
-    tail = _TAIL
-    if slurm.requeues:
-        tail += _REQUEUE.format(requeues=slurm.requeues)
+    go_on = _REQUEUE.format(requeues=slurm.requeues) if slurm.requeues else ""
+    tail = _TAIL.format(end=run_folder.END, later=SAVED, go_on=go_on)
     return "\n".join(lines) + "\n" + head + starts + tail + 'exit "$code"\n'
 
 
