@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from skiff.errors import SkiffError
 from skiff.report import write_report
-from skiff.report.html import grouped, samples, shorten, with_mean
+from skiff.report.html import (
+    fullest,
+    grouped,
+    mean_busy,
+    over_time,
+    samples,
+    shorten,
+    with_mean,
+)
+from skiff.report.records import read_records
 from skiff.report.summary import summarise
 
 
@@ -56,6 +65,34 @@ def test_all_trajectories_masked(tmp_path: Path, emit: Callable[..., None]) -> N
     page = write_report(tmp_path).read_text()
     assert page.count("<h3>Reward</h3>") == 1
     assert "infra" in page
+
+
+def test_gpus_are_drawn_as_far_as_they_tell(tmp_path: Path, emit: Callable[..., None]) -> None:
+    for minute in range(600):
+        busy = [None, 80.0, 40.0] if minute % 2 else [None, None, None]
+        emit(
+            "gpu",
+            60.0 * minute,
+            node="gpu1",
+            used_mib=[None, 50, 90],
+            total_mib=[100, 100, 100],
+            busy=busy,
+        )
+    emit("alert", 36000, what="GPU <2> is hot")
+    page = write_report(tmp_path).read_text()
+    assert "<h3>GPUs</h3>" in page
+    assert "GPU &lt;2&gt; is hot" in page
+    told = read_records(tmp_path).gpus
+    assert over_time(told, fullest)[0] == (0.0, 0.9)
+    assert over_time(told, mean_busy)[0] == (0.0, pytest.approx(0.6))
+    assert len(over_time(told, fullest)) == 200
+
+
+def test_gpus_that_tell_nothing_are_an_empty_plot(
+    tmp_path: Path, emit: Callable[..., None]
+) -> None:
+    emit("gpu", 1, used_mib=[None], total_mib=[None], busy=[None])
+    assert "<h3>GPUs</h3>" in write_report(tmp_path).read_text()
 
 
 def test_report_replaces_the_one_before(run_dir: Path, emit: Callable[..., None]) -> None:

@@ -177,6 +177,7 @@ def _event_lines(run_dir: Path, records: Records, attempt: str) -> Iterator[Line
     ]
     begin = max(earlier, default=0.0)
     texts = [error.what for error in records.errors if error.time > begin]
+    texts += [alert.what for alert in records.alerts if alert.time > begin]
     masked = [record for record in records.trajectories if record.reward is None]
     texts += [record.detail for record in masked if record.time > begin]
     for text in dict.fromkeys(texts):

@@ -26,6 +26,7 @@ class Progress:
     state        new, running, done, interrupted or failed (CODE); a run that was killed stays
                  running, and quiet_seconds, since its last event, grows
     error        the last one; "" without any
+    alert        the last one of a run that has not finished; "" without any
     """
 
     name: str
@@ -37,6 +38,7 @@ class Progress:
     age_seconds: float | None
     quiet_seconds: float | None
     error: str
+    alert: str
 
 
 def read_progress(run_dir: Path, *, now: float | None = None) -> Progress:
@@ -56,6 +58,7 @@ def read_progress(run_dir: Path, *, now: float | None = None) -> Progress:
         age_seconds=None if records.first_time is None else now - records.first_time,
         quiet_seconds=None if records.last_time is None else now - records.last_time,
         error=last_failure(records),
+        alert=records.alerts[-1].what if records.alerts and not records.finished else "",
     )
 
 

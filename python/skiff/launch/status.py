@@ -95,6 +95,8 @@ def status_lines(found: Status) -> list[str]:
         lines.append(f"step     {one.step}{of}{reward}")
     if one.eta_seconds is not None:
         lines.append(f"ends     in about {duration(one.eta_seconds)}{_too_late(found)}")
+    if one.alert:
+        lines.append(f"alert    {one.alert}")
     if one.error:
         lines.append(f"error    {one.error}")
     return lines

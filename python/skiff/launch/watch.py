@@ -70,6 +70,8 @@ class Watch:
             )
         elif kind == "checkpoint":
             self._print(f"[dim]checkpoint of step {event['step']}[/dim]")
+        elif kind == "alert":
+            self._print(f"[yellow]{escape(event['what'])}[/yellow]")
         elif kind == "error":
             self._print(f"[red]{escape(event['what'])}[/red]")
 

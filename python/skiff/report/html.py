@@ -20,7 +20,7 @@ import jinja2
 
 from skiff.files import write_atomic
 from skiff.report import svg
-from skiff.report.records import PhaseRecord, StepRecord, TrajectoryRecord
+from skiff.report.records import GpuRecord, PhaseRecord, StepRecord, TrajectoryRecord
 from skiff.report.summary import Summary, summarise, time_split, wilson
 from skiff.report.table import rows
 from skiff.report.text import duration, number, percent, phase_name
@@ -28,6 +28,7 @@ from skiff.report.transcript import StoredTrajectory, load_trajectory, turn_titl
 
 FILE = "report.html"
 MAX_COLUMNS = 60  # of a bar chart: more steps are grouped
+MAX_POINTS = 240  # of a line over time: more are averaged
 SMOOTH_FROM = 12  # steps from which a running mean is drawn
 SHOWN_CHARS = 6000  # of one text of a sample
 
@@ -177,6 +178,8 @@ def figures(summary: Summary) -> list[Figure]:
         time_figure(records.steps),
         phase_figure(records.phases),
     ]
+    if records.gpus:
+        found.append(gpu_figure(records.gpus))
     for key, title in METRICS.items():
         points = [(float(s.step), s.metrics[key]) for s in records.steps if key in s.metrics]
         if points:
@@ -260,6 +263,43 @@ def phase_figure(phases: list[PhaseRecord]) -> Figure:
     ]
     plot = svg.time_line(spans, x_format=duration)
     return Figure("Time line", "Parts of the run, from its start.", plot)
+
+
+def gpu_figure(samples: Sequence[GpuRecord]) -> Figure:
+    lines = [
+        svg.Line("at work, mean of the GPUs", over_time(samples, mean_busy), colour=0),
+        svg.Line("memory, fullest GPU", over_time(samples, fullest), colour=3),
+    ]
+    plot = svg.line_chart(lines, x_label="minutes", y_format=svg.share, y_range=(0, 1))
+    caption = "Of the trainer's node; a MIG slice tells neither."
+    return Figure("GPUs", caption, plot)
+
+
+def mean_busy(sample: GpuRecord) -> float | None:
+    """Share of the time in which a GPU worked; None when none tells."""
+    known = [busy / 100 for busy in sample.busy if busy is not None]
+    return fmean(known) if known else None
+
+
+def fullest(sample: GpuRecord) -> float | None:
+    """Used share of the memory of the GPU that has least left; None when none tells."""
+    pairs = zip(sample.used_mib, sample.total_mib, strict=False)
+    return max((used / total for used, total in pairs if used is not None and total), default=None)
+
+
+def over_time(
+    samples: Sequence[GpuRecord], value: Callable[[GpuRecord], float | None]
+) -> list[tuple[float, float]]:
+    """(minutes from the first sample, mean of `value`), at most MAX_POINTS of them."""
+    begun = samples[0].time
+    size = math.ceil(len(samples) / MAX_POINTS)
+    points = []
+    for start in range(0, len(samples), size):
+        chunk = samples[start : start + size]
+        known = [measured for sample in chunk if (measured := value(sample)) is not None]
+        if known:
+            points.append(((chunk[0].time - begun) / 60, fmean(known)))
+    return points
 
 
 def step_means(

@@ -101,6 +101,21 @@ class ErrorRecord(Record):
     what: str = ""
 
 
+class AlertRecord(Record):
+    """Something that is no fault yet."""
+
+    what: str = ""
+
+
+class GpuRecord(Record):
+    """The GPUs of a node at a moment; None where one does not tell. Memory in MiB, `busy` in
+    percent."""
+
+    used_mib: tuple[float | None, ...] = ()
+    total_mib: tuple[float | None, ...] = ()
+    busy: tuple[float | None, ...] = ()
+
+
 class FinishedRecord(Record):
     exit_code: int = 0
     reason: str = ""
@@ -113,6 +128,8 @@ KINDS: dict[str, type[Record]] = {
     "phase": PhaseRecord,
     "checkpoint": CheckpointRecord,
     "error": ErrorRecord,
+    "alert": AlertRecord,
+    "gpu": GpuRecord,
     "finished": FinishedRecord,
 }
 
@@ -127,6 +144,8 @@ class Records:
     phases: list[PhaseRecord]
     checkpoints: list[CheckpointRecord]
     errors: list[ErrorRecord]
+    alerts: list[AlertRecord]
+    gpus: list[GpuRecord]
     finished: FinishedRecord | None  # None while running, after a kill, and after a resume
     first_time: float | None
     last_time: float | None
@@ -151,6 +170,8 @@ def read_records(run_dir: Path) -> Records:
         phases=only(PhaseRecord, parsed),
         checkpoints=only(CheckpointRecord, parsed),
         errors=only(ErrorRecord, parsed),
+        alerts=only(AlertRecord, parsed),
+        gpus=only(GpuRecord, parsed),
         finished=last if isinstance(last, FinishedRecord) else None,
         first_time=min(times, default=None),
         last_time=max(times, default=None),

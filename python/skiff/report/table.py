@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -63,6 +65,8 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         last = records.checkpoints[-1]
         found.append(("last checkpoint", f"step {last.step}: {last.path}"))
     found += [("error", error.what) for error in records.errors]
+    alerts = Counter(alert.what for alert in records.alerts)
+    found += [("alert", f"{count} × {what}") for what, count in alerts.items()]
     if records.unreadable:
         found.append(("unreadable events", str(records.unreadable)))
     return found

@@ -38,6 +38,7 @@ from skiff.train import resume
 from skiff.train.causes import failure_in
 from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment, wandb_environment
+from skiff.train.gpu_watch import watch_gpus
 from skiff.train.inputs import WARM_START, check_attention, check_places, model_folder
 from skiff.train.kernels import Kernels, place_kernels
 from skiff.train.metrics import Follower
@@ -226,7 +227,7 @@ def run_verl(
     write_atomic(listed, "\n".join(overrides) + "\n")
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
     try:
-        with Child(command, environment, log) as child:
+        with Child(command, environment, log) as child, watched_gpus(config, run_dir):
             progress(run_dir, "starting Ray, engine and trainer", 0.0)
             saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
     finally:
@@ -262,6 +263,13 @@ def follow(
             time.sleep(POLL_SECONDS)
         follower.follow()
     return False
+
+
+def watched_gpus(config: Config, run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Watch the GPUs of this node where there are some."""
+    if config.hardware.platform != "cuda":
+        return contextlib.nullcontext()
+    return watch_gpus(run_dir)
 
 
 def export(run_dir: Path) -> None:
