@@ -111,7 +111,12 @@ def test_secrets_that_others_can_read(
     found = named(check_places(config()), "secrets")
     assert found.what == "found: WANDB_API_KEY"
     secrets.unlink()
-    assert named(check_places(config(logging={"wandb": True})), "wandb").verdict is Verdict.WARN
+    logged = config(logging={"wandb": True}, runtime={"host": "0.0.0.0"}, slurm={})
+    assert named(check_places(logged), "wandb").verdict is Verdict.WARN
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
+    found = named(check_places(logged), "secrets")
+    assert found.verdict is Verdict.FAIL
+    assert "is set in the environment, which Slurm would keep" in found.what
 
 
 def test_the_key_of_a_server_of_another_run(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from skiff.config import Config
-from skiff.config.secrets import load_secrets
+from skiff.config.secrets import check_in_file, load_secrets
 from skiff.doctor.check import Check, absent, fail, failed, ok, warn
 from skiff.errors import SkiffError
 from skiff.images.build import read_manifest
@@ -162,6 +162,8 @@ def _binds(config: Config) -> Iterator[Check]:
 def _secrets(config: Config) -> Iterator[Check]:
     try:
         names = sorted(load_secrets())
+        if config.logging.wandb and config.slurm is not None:
+            check_in_file("WANDB_API_KEY")
     except SkiffError as error:
         yield failed("secrets", error)
         return

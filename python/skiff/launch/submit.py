@@ -84,11 +84,11 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
     if not runtime_only:
         check_inputs(config)
+        if config.logging.wandb:
+            check_in_file("WANDB_API_KEY")
     for image in (config.images.runtime, config.images.trainer):
         if image is not None:
             check_file(image)
-    if config.logging.wandb:
-        check_in_file("WANDB_API_KEY")
     if dry_run:
         for job in planned:
             _print(job, place)
