@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,14 +27,14 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmTool]:
     """Slurm's programs reach it, and no other one."""
     folder = tmp_path_factory.mktemp("slurm") / "one"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         try:
             subprocess.run([TOOL, "start", folder], check=True, timeout=SECONDS)
-            yield
+            yield SlurmTool(folder)
         finally:
             subprocess.run([TOOL, "stop", folder], check=True, timeout=2 * SECONDS)
         assert not folder.exists()
@@ -83,6 +84,10 @@ class Run:
         folder = self.folder / "rendezvous" / f"{attempt:02d}"
         return Path(until(lambda: sorted(folder.glob("runtime-*.json")))[0])
 
+    def published_now(self) -> list[Path]:
+        """All servers' files."""
+        return sorted(self.folder.glob("rendezvous/*/runtime-*.json"))
+
     def containers(self) -> list[str]:
         """All containers of the run's servers."""
         ids = [path.read_text() for path in self.folder.glob(f"{STATE_FOLDER}/*/server_id")]
@@ -93,6 +98,47 @@ class Run:
                 ["ps", "--all", "--quiet", "--filter", f"label={LABEL}={one}"]
             ).split()
         ]
+
+
+class SlurmTool:
+    """tools/slurm-test on the running Slurm."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, command: str, *arguments: str) -> None:
+        subprocess.run([TOOL, command, self._folder, *arguments], check=True, timeout=2 * SECONDS)
+
+
+DRIVER = """
+import functools, pathlib, sys
+from skiff.launch import half
+half.run_half = functools.partial(half.run_half, entrypoints=pathlib.Path({entrypoints!r}))
+assert sys.argv[1:3] == ["-m", "skiff.launch.half"]
+del sys.argv[1:3]
+half.main()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`stand_in(body, shell="")`: jobs that are submitted from now on run the Python program `body`
+    as their trainer; all else is real. `shell` is run on a node before each half."""
+
+    def call(body: str, *, shell: str = "") -> None:
+        folder = tmp_path / "entrypoints"
+        folder.mkdir()
+        (folder / "train").write_text(body)
+        (folder / "runtime").symlink_to(TOOL.parents[1] / "entrypoints" / "runtime")
+        driver = tmp_path / "driver.py"
+        driver.write_text(DRIVER.format(entrypoints=str(folder)))
+        python = tmp_path / "python"
+        text = f'#!/bin/bash\n{shell}\nexec "{sys.executable}" "{driver}" "$@"\n'
+        python.write_text(text)
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+
+    return call
 
 
 @pytest.fixture
@@ -129,12 +175,19 @@ def write(
 
 @pytest.fixture
 def submit_run(runtime_config: Callable[..., Config]) -> Iterator[Callable[..., Run]]:
-    """`submit_run(profile, runtime_only=False)`: submitted without the checks of `skiff launch`."""
+    """`submit_run(profile, runtime_only=False, before=...)`: submitted without the checks of
+    `skiff launch`; `before(folder)` is called when there is a run folder."""
     runs: list[Run] = []
 
-    def call(profile: dict[str, dict[str, Any]], *, runtime_only: bool = False) -> Run:
+    def call(
+        profile: dict[str, dict[str, Any]],
+        *,
+        runtime_only: bool = False,
+        before: Callable[[Path], None] = lambda _: None,
+    ) -> Run:
         config = runtime_config(**profile)
         run = Run(run_folder.make(config), config)
+        before(run.folder)
         runs.append(run)
         submit(config, run.folder, runtime_only=runtime_only)
         return run
