@@ -1,0 +1,159 @@
+"""Runs that outlive their jobs, on a real Slurm with both real halves. verl alone is a stand-in: it
+has verl's files and loop, and no model (benchmarks/drills has the real one)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from skiff import events
+from skiff.launch.submit import cancel, job_ids
+from skiff.train import manifest, resume
+from skiff.train.save_request import SAVED
+
+from .conftest import Run, until
+
+Profile = dict[str, dict[str, Any]]
+Submit = Callable[..., Run]
+CLONE = Path(__file__).parents[2]
+STEPS = 100
+
+# Its arguments are those of `python -m verl.trainer.main_ppo`.
+VERL = """#!{python}
+import json, os, pathlib, sys, time
+options = dict(word.split("=", 1) for word in sys.argv[3:])
+folder = pathlib.Path(json.loads(options["trainer.default_local_dir"]))
+tracker = folder / "latest_checkpointed_iteration.txt"
+begun = int(tracker.read_text()) if tracker.exists() else 0
+metrics = open(os.environ["VERL_FILE_LOGGER_PATH"], "w", buffering=1)
+request = pathlib.Path(os.environ["SKIFF_SAVE_REQUEST"])
+every = int(options["trainer.save_freq"])
+for step in range(begun + 1, {steps} + 1):
+    time.sleep({step_seconds})
+    if step % every == 0 or step == {steps} or request.exists():
+        checkpoint = folder / f"global_step_{{step}}"
+        (checkpoint / "actor").mkdir(parents=True)
+        (checkpoint / "actor" / "model.pt").write_bytes(b"w" * 100_000)
+        tracker.write_text(str(step))
+        (checkpoint / "skiff-saved").write_text(str(step))
+    line = {{"step": step, "data": {{"timing_s/step": {step_seconds}}}}}
+    metrics.write(json.dumps(line) + chr(10))
+"""
+# The real entry point; its interpreter is verl's.
+TRAIN = """
+import runpy, sys, types
+from skiff.train import trainer
+trainer.sys = types.SimpleNamespace(executable={verl!r})
+sys.argv[0] = {entrypoint!r}
+runpy.run_path({entrypoint!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def profile(profile: Profile) -> Profile:
+    """A run of STEPS steps that may be requeued twice."""
+    profile["train"] = {"steps": STEPS, "save_every": 7, "export": False, "validate_first": False}
+    profile["tasks"] = {"train": ["shell:train"], "validation": ["shell:validation"]}
+    profile["tasks"]["train_limit"] = profile["tasks"]["validation_limit"] = 4
+    profile["rollout"] = {"prompts_per_step": 2}
+    profile["slurm"] |= {"requeues": 2, "signal_seconds": 50}
+    return profile
+
+
+@pytest.fixture
+def verl(tmp_path: Path, stand_in: Callable[..., None]) -> Callable[..., None]:
+    """`verl(step_seconds)`: runs that are submitted from now on have such steps."""
+
+    def call(step_seconds: float) -> None:
+        program = tmp_path / "main_ppo"
+        program.write_text(
+            VERL.format(python=sys.executable, steps=STEPS, step_seconds=step_seconds)
+        )
+        program.chmod(0o755)
+        entrypoint = str(CLONE / "entrypoints" / "train")
+        stand_in(TRAIN.format(verl=str(program), entrypoint=entrypoint))
+
+    return call
+
+
+def steps(run: Run) -> list[int]:
+    return [event["step"] for event in events.read(run.folder, "step")]
+
+
+def finished(run: Run) -> list[tuple[int, str]]:
+    return [(event["exit_code"], event["reason"]) for event in events.read(run.folder, "finished")]
+
+
+def signal_half(run: Run) -> None:
+    """What Slurm sends before the time limit."""
+    [job_id] = job_ids(run.folder).values()
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job_id], check=True)
+
+
+def begin_again(run: Run, attempt: int, *changes: str) -> None:
+    """Slurm waits two minutes before it begins a requeued job, for credentials to expire."""
+    until(lambda: len(finished(run)) == attempt - 1)
+    until(lambda: all(job.reason == "BeginTime" for job in run.jobs().values()))
+    for job in run.jobs().values():
+        words = [f"JobId={job.id}", "StartTime=now+1", *changes]
+        subprocess.run(["scontrol", "update", *words], check=True)
+    run.published(attempt)
+
+
+def test_a_time_limit_is_hit_twice(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None]
+) -> None:
+    verl(0.2)
+    for half in ("runtime", "trainer"):
+        profile["slurm"][half]["time"] = "1"
+    run = submit_run(profile)
+    begin_again(run, 2)
+    begin_again(run, 3, "TimeLimit=10")
+    jobs = run.ended()
+    assert {half: (job.state, job.exit) for half, job in jobs.items()} == {
+        "runtime": ("COMPLETED", 0),
+        "train": ("COMPLETED", 0),
+    }
+    (code, first), (_, second), third = finished(run)
+    assert code == SAVED
+    assert first.startswith("saved before the time limit: goes on from the checkpoint of step ")
+    assert int(first.split()[-1]) < int(second.split()[-1]) < STEPS
+    assert third == (0, "done")
+    assert steps(run) == list(range(1, STEPS + 1))  # none is done twice
+    assert [manifest.fault(path) for path in (run.folder / "ckpt").glob("global_*")] == ["", ""]
+    wandb = run.folder / "metrics" / "wandb-id"
+    assert len(wandb.read_text().strip()) == 16
+
+
+def test_a_step_that_is_too_long_is_done_again(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None]
+) -> None:
+    verl(600.0)
+    profile["slurm"] |= {"requeues": 0, "signal_seconds": 4}
+    run = submit_run(profile)
+    until(lambda: (run.folder / "logs" / "verl.01.log").exists())
+    signal_half(run)
+    jobs = run.ended()
+    assert [(job.state, job.exit) for job in jobs.values()] == [("FAILED", 124)] * 2
+    [(code, reason)] = finished(run)
+    assert code == SAVED
+    assert reason == (
+        "the time limit came before the step could be saved within 2 s (slurm.signal_seconds):"
+        " goes on from the start"
+    )
+
+
+def test_a_run_that_is_cancelled_is_not_requeued(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None]
+) -> None:
+    verl(0.2)
+    run = submit_run(profile)
+    until(lambda: len(steps(run)) > 7)
+    cancel(run.folder)
+    assert [job.state for job in run.ended().values()] == ["CANCELLED", "CANCELLED"]
+    assert finished(run) == [(130, "interrupted")]
+    assert resume.newest(run.folder) >= 7
