@@ -2,11 +2,12 @@
 python benchmarks/drills/trainer_killed.py [--kills 20] [--seed 0]
 
 A random tiny model on the CPU saves at each step. In each start the trainer gets SIGKILL at a
-random time within three steps after its first trajectory, and then the run is resumed. For each kill
-the table says which step was the last one done, which checkpoint the next start went on from, and
-what of torn or damaged ones it has passed over. A step that was done twice must have drawn the same
-tasks: the position in the data is the checkpoint's. At last the trainer is asked to save and end, as
-it is before a time limit. Ends with 1 where more than a step was lost or anything was left behind.
+random time within three steps after its first trajectory, and then the run is resumed. For each
+kill the table says which step was the last one done, which checkpoint the next start went on from,
+and what of torn or damaged ones it has passed over. A step that was done twice must have drawn the
+same tasks: the position in the data is the checkpoint's. At last the trainer is asked to save and
+end, as it is before a time limit. Ends with 1 where more than a step was lost or anything was left
+behind.
 
 Needs podman. A start takes about a minute on two cores.
 """
