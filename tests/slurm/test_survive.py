@@ -157,3 +157,18 @@ def test_a_run_that_is_cancelled_is_not_requeued(
     assert [job.state for job in run.ended().values()] == ["CANCELLED", "CANCELLED"]
     assert finished(run) == [(130, "interrupted")]
     assert resume.newest(run.folder) >= 7
+
+
+def test_a_run_that_is_preempted_goes_on(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None]
+) -> None:
+    verl(0.2)
+    run = submit_run(profile)
+    until(lambda: len(steps(run)) > 7)
+    urgent = ["--partition=urgent", "--exclusive", "--time=1", "--output=/dev/null"]
+    subprocess.run(["sbatch", *urgent, "--wrap=sleep 3"], check=True)
+    begin_again(run, 2)
+    jobs = run.ended()
+    assert [(job.state, job.exit) for job in jobs.values()] == [("COMPLETED", 0)] * 2
+    assert finished(run) == [(130, "interrupted"), (0, "done")]
+    assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
