@@ -186,6 +186,14 @@ class Logging(Section):
 
 class WarmStart(Section):
     """Make a tiny Qwen3 and supervise it on traces of a scripted solver (demo, tests)."""
+class Kernels(Section):
+    """Compiled kernels of GPU starts; see docs/kernels.md."""
+
+    packs: Path | None = Field(
+        None, description="a folder of packs: a start uses the one that fits, or adds its own"
+    )
+
+
 
     seconds: Seconds = Field(100, description="time bound of the supervised phase")
     steps: Positive = 1200
@@ -211,3 +219,4 @@ class Config(Section):
     logging: Logging = Logging()
     warm_start: WarmStart | None = None
     slurm: Slurm | None = None
+    kernels: Kernels = Kernels()
