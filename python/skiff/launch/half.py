@@ -9,7 +9,8 @@ is 130, or SAVED where it was asked to save before the time limit, whether or no
 
 The halves find each other in RUN/rendezvous/NN: what an earlier attempt has left is not looked at.
 There each half shows that it lives (skiff.launch.leases), and why it has ended: a file END without
-text asks all to end, else its first line is an exit status and the rest a sentence.
+text asks all to end, else its first line is an exit status and the rest a sentence. At SAVED the
+job's script has Slurm begin again, if the profile allows that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from skiff.files import write_atomic
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import run_folder
 from skiff.launch.canary import check_shared
-from skiff.launch.leases import Lease, Partner
+from skiff.launch.leases import Lease, LostError, Partner
 from skiff.launch.local import (
     ENTRYPOINTS,
     INTERRUPTED,
@@ -149,7 +150,8 @@ def _tell(run_dir: Path, attempt: int, error: SkiffError) -> None:
     events.emit(run_dir, "error", what=str(error))
     end = run_folder.meeting(run_dir, attempt) / run_folder.END
     if not end.exists():
-        write_atomic(end, f"{error.exit_code}\n{error}\n")
+        code = SAVED if isinstance(error, LostError) else error.exit_code
+        write_atomic(end, f"{code}\n{error}\n")
 
 
 def _serve(lookout: Lookout) -> int:

@@ -27,6 +27,10 @@ RENEWALS = 12  # of a lease, until it would expire
 JOIN_SECONDS = 10.0  # a write to a network file system that hangs must not hold up the end
 
 
+class LostError(InfraError):
+    """The other half was there and is gone. The run itself is sound: it may go on elsewhere."""
+
+
 class Lease:
     """Ours. A thread renews it while the `with` block runs; then the file is gone.
 
@@ -116,14 +120,15 @@ class Partner:
         self._seen: dict[Path, _Seen] = {}
 
     def check(self) -> None:
-        """Look. Raises InfraError when it has not come in time, or has ceased to renew a lease."""
+        """Look. Raises InfraError when it has not come in time, LostError when it has ceased to
+        renew a lease."""
         self._look()
         now = time.monotonic()
         alive = {path: seen for path, seen in self._seen.items() if seen.alive}
         for path, seen in alive.items():
             if now - seen.since > self._seconds:
                 node = path.stem.removeprefix(f"lease-{self._half}-")
-                raise InfraError(
+                raise LostError(
                     f"has not renewed its lease for {self._seconds:g} s: its node or its job is"
                     " gone",
                     where=f"{self._half} half on {node}",

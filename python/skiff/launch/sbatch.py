@@ -91,7 +91,7 @@ while [ -n "$(jobs -r)" ]; do wait; done
 if [ -n "$cancelled" ]; then
     scancel "$SLURM_JOB_ID"
 elif [ "$(head -n 1 "$meeting/{end}")" = {later} ]; then # not done, and to be gone on with
-    {go_on}code=124 # as timeout(1) says it
+    {go_on}[ "$code" = {later} ] && code=124 # as timeout(1) says it
 fi
 """
 _REQUEUE = """\
