@@ -174,6 +174,14 @@ class Hardware(Section):
     cpu_threads: Positive = 1
 
 
+class Kernels(Section):
+    """Compiled kernels of GPU starts; see docs/kernels.md."""
+
+    packs: Path | None = Field(
+        None, description="a folder of packs: a start uses the one that fits, or adds its own"
+    )
+
+
 class Logging(Section):
     """Where metrics go. wandb is offline when no key is found."""
 
@@ -186,14 +194,6 @@ class Logging(Section):
 
 class WarmStart(Section):
     """Make a tiny Qwen3 and supervise it on traces of a scripted solver (demo, tests)."""
-class Kernels(Section):
-    """Compiled kernels of GPU starts; see docs/kernels.md."""
-
-    packs: Path | None = Field(
-        None, description="a folder of packs: a start uses the one that fits, or adds its own"
-    )
-
-
 
     seconds: Seconds = Field(100, description="time bound of the supervised phase")
     steps: Positive = 1200
@@ -216,7 +216,7 @@ class Config(Section):
     images: Images = Images()
     train: Train
     hardware: Hardware = Hardware()
+    kernels: Kernels = Kernels()
     logging: Logging = Logging()
     warm_start: WarmStart | None = None
     slurm: Slurm | None = None
-    kernels: Kernels = Kernels()
