@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from skiff import events
+from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
 from skiff.train import manifest, resume
 from skiff.train.save_request import SAVED
 
-from .conftest import Run, until
+from .conftest import Run, SlurmTool, until
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]
@@ -96,8 +97,14 @@ def signal_half(run: Run) -> None:
 
 def begin_again(run: Run, attempt: int, *changes: str) -> None:
     """Slurm waits two minutes before it begins a requeued job, for credentials to expire."""
-    until(lambda: len(finished(run)) == attempt - 1)
-    until(lambda: all(job.reason == "BeginTime" for job in run.jobs().values()))
+
+    def requeued() -> bool:
+        [job_id] = job_ids(run.folder).values()
+        shown = subprocess.check_output(["scontrol", "show", "job", job_id], text=True)
+        waits = all(job.reason == "BeginTime" for job in run.jobs().values())
+        return waits and f"Restarts={attempt - 1} " in shown
+
+    until(requeued)
     for job in run.jobs().values():
         words = [f"JobId={job.id}", "StartTime=now+1", *changes]
         subprocess.run(["scontrol", "update", *words], check=True)
@@ -171,4 +178,21 @@ def test_a_run_that_is_preempted_goes_on(
     jobs = run.ended()
     assert [(job.state, job.exit) for job in jobs.values()] == [("COMPLETED", 0)] * 2
     assert finished(run) == [(130, "interrupted"), (0, "done")]
+    assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
+
+
+def test_a_run_that_loses_a_node_goes_on(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None], slurm: SlurmTool
+) -> None:
+    verl(0.2)
+    profile["slurm"]["lease_seconds"] = 6.0
+    run = submit_run(profile)
+    until(lambda: len(steps(run)) > 7)
+    slurm("lose", "gpu1")
+    try:
+        until(lambda: "train half on gpu1: has not renewed" in "\n".join(status(run.folder)))
+    finally:
+        slurm("return", "gpu1")
+    begin_again(run, 2)
+    assert [(job.state, job.exit) for job in run.ended().values()] == [("COMPLETED", 0)] * 2
     assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
