@@ -1,5 +1,6 @@
 # `make` or `make help` lists the targets.
-PLATFORM ?= cpu
+# Of what is installed, so that `make test` does not replace it.
+PLATFORM ?= $(or $(shell cat .venv/skiff-platform 2>/dev/null),cpu)
 PROFILE ?= profiles/demo.toml
 SIF ?= sif
 version := $(shell cat VERSION)

@@ -102,3 +102,15 @@ def test_ci_runs_lint_and_tests() -> None:
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "make lint" in script
     assert script.rstrip().endswith("make test")  # pytest's summary comes last
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_make_goes_on_with_the_platform_that_is_installed(tmp_path: Path, platform: str) -> None:
+    """So that `make test` in a clone for GPUs does not install the other lock over it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "VERSION", tmp_path)
+    if platform != "cpu":  # the default
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / "skiff-platform").write_text(f"{platform}\n")
+    result = run("make", "--dry-run", "--directory", str(tmp_path), "install")
+    assert f"tools/install {platform}\n" in result.stdout
