@@ -23,6 +23,14 @@ Url = Annotated[
         "http://HOST:PORT",
     ),
 ]
+Name = Annotated[str, matching(r"[A-Za-z0-9_.;:@-]+", "one word, such as 'ib0'")]
+Destination = Annotated[
+    str,
+    matching(
+        r"/.*|([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*:/.*",
+        "/path, host:/path or user@host:/path",
+    ),
+]
 
 
 class Run(Section):
@@ -34,6 +42,11 @@ class Run(Section):
     ] = "run"
     folder: Path = Field(Path("runs"), description="run folders are made below this folder")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    sync_to: Destination | None = Field(
+        None, description="rsync copies the run folder into this folder; host:/path goes by ssh"
+    )
+    sync_minutes: Positive = Field(10, description="between two copies; the last is at the end")
+    sync_checkpoints: bool = Field(False, description="copy these, too")
 
 
 class Model(Section):

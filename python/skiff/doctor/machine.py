@@ -47,6 +47,8 @@ def check_runtime_node(config: Config) -> list[Check]:
 def check_trainer_node(config: Config) -> list[Check]:
     """Can the trainer run on this node?"""
     found = [_shared_memory(), _scratch()]
+    if config.run.sync_to is not None:
+        found.append(_sync(config.run.sync_to))
     if config.images.trainer is not None:
         found += [_user_namespaces(), _apptainer(), _fuse()]
     if config.hardware.platform == "cuda":
@@ -122,6 +124,14 @@ def _store(folder: Path, variable: str) -> Check:
 
 def _scratch() -> Check:
     return _room("/tmp", Path("/tmp"), SCRATCH_GIB, "clean it up, or use another node")
+
+
+def _sync(destination: str) -> Check:
+    if shutil.which("rsync") is None:
+        return fail("run.sync_to", "rsync is not installed", "have it installed, or unset it")
+    if destination.startswith("/") and not os.access(destination, os.W_OK | os.X_OK):
+        return fail("run.sync_to", f"{destination} is no folder that can be written", "make it")
+    return ok("run.sync_to", f"{destination}, by {shutil.which('rsync')}")
 
 
 def _shared_memory() -> Check:

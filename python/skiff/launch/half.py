@@ -46,6 +46,7 @@ from skiff.launch.local import (
 )
 from skiff.launch.run import finish
 from skiff.launch.servers import Servers
+from skiff.launch.sync import synced
 from skiff.launch.time_limit import TimeLimit
 from skiff.runtime.leftovers import remove_leftovers
 from skiff.runtime.server import STATE_FOLDER
@@ -106,7 +107,16 @@ def run_half(
     seconds = (config.slurm or Slurm()).lease_seconds
     with Lease(meeting, name, node, seconds=seconds) as lease:
         lookout = Lookout(halves, lease, None if alone else _partner(config, meeting, name))
-        return _serve(lookout) if name == "runtime" else _train(lookout)
+        if name == "runtime":
+            return _serve(lookout)
+        if (number := int(os.environ.get("SLURM_PROCID", "0"))) > 0:
+            return _help_train(lookout, number)
+        with synced(config, run_dir):
+            code = _train(lookout)
+        if config.hardware.nodes > 1:  # the others wait for it
+            end = meeting / run_folder.END
+            write_atomic(end, f"{code}\nthe train half ended with exit code {code}\n")
+        return code
 
 
 @dataclass

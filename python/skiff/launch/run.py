@@ -13,6 +13,7 @@ from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import local, run_folder
 from skiff.launch.local import INTERRUPTED
+from skiff.launch.sync import synced
 from skiff.launch.watch import Watch
 from skiff.report import summarise, summary_table, write_report
 from skiff.train.inputs import check_inputs, check_places
@@ -40,7 +41,7 @@ def resume(run_dir: Path, console: Console) -> int:
 
 
 def _attempt(config: Config, run_dir: Path, console: Console) -> int:
-    with run_folder.lock(run_dir):
+    with run_folder.lock(run_dir), synced(config, run_dir):
         code = _run_halves(config, run_dir, console)
     console.print(summary_table(summarise(run_dir)))
     console.print(f"report: {run_dir / 'report.html'}\na trajectory: skiff show {run_dir}")

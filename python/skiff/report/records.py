@@ -162,7 +162,8 @@ def read_records(run_dir: Path) -> Records:
         except ValidationError:
             unreadable += 1
     times = [record.time for record in parsed if record.time]
-    last = parsed[-1] if parsed else None
+    # A look at GPUs, or a copy of the folder, may come after the end.
+    last = next((r for r in reversed(parsed) if not isinstance(r, AlertRecord | GpuRecord)), None)
     return Records(
         trajectories=only(TrajectoryRecord, parsed),
         steps=last_of_each_step(only(StepRecord, parsed)),
