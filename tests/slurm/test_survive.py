@@ -4,7 +4,6 @@ has verl's files and loop, and no model (benchmarks/drills has the real one)."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,31 +22,12 @@ Submit = Callable[..., Run]
 CLONE = Path(__file__).parents[2]
 STEPS = 100
 
-# Its arguments are those of `python -m verl.trainer.main_ppo`.
-VERL = """#!{python}
-import json, os, pathlib, sys, time
-options = dict(word.split("=", 1) for word in sys.argv[3:])
-folder = pathlib.Path(json.loads(options["trainer.default_local_dir"]))
-tracker = folder / "latest_checkpointed_iteration.txt"
-begun = int(tracker.read_text()) if tracker.exists() else 0
-metrics = open(os.environ["VERL_FILE_LOGGER_PATH"], "w", buffering=1)
-request = pathlib.Path(os.environ["SKIFF_SAVE_REQUEST"])
-every = int(options["trainer.save_freq"])
-for step in range(begun + 1, {steps} + 1):
-    time.sleep({step_seconds})
-    if step % every == 0 or step == {steps} or request.exists():
-        checkpoint = folder / f"global_step_{{step}}"
-        (checkpoint / "actor").mkdir(parents=True)
-        (checkpoint / "actor" / "model.pt").write_bytes(b"w" * 100_000)
-        tracker.write_text(str(step))
-        (checkpoint / "skiff-saved").write_text(str(step))
-    line = {{"step": step, "data": {{"timing_s/step": {step_seconds}}}}}
-    metrics.write(json.dumps(line) + chr(10))
-"""
+VERL = CLONE / "tests" / "train" / "main_ppo"
 # The real entry point; its interpreter is verl's.
 TRAIN = """
-import runpy, sys, types
+import os, runpy, sys, types
 from skiff.train import trainer
+os.environ["STAND_IN_SECONDS"] = "{step_seconds}"
 trainer.sys = types.SimpleNamespace(executable={verl!r})
 sys.argv[0] = {entrypoint!r}
 runpy.run_path({entrypoint!r}, run_name="__main__")
@@ -66,19 +46,12 @@ def profile(profile: Profile) -> Profile:
 
 
 @pytest.fixture
-def verl(tmp_path: Path, stand_in: Callable[..., None]) -> Callable[..., None]:
+def verl(stand_in: Callable[..., None]) -> Callable[..., None]:
     """`verl(step_seconds)`: runs that are submitted from now on have such steps."""
-
-    def call(step_seconds: float) -> None:
-        program = tmp_path / "main_ppo"
-        program.write_text(
-            VERL.format(python=sys.executable, steps=STEPS, step_seconds=step_seconds)
-        )
-        program.chmod(0o755)
-        entrypoint = str(CLONE / "entrypoints" / "train")
-        stand_in(TRAIN.format(verl=str(program), entrypoint=entrypoint))
-
-    return call
+    entrypoint = str(CLONE / "entrypoints" / "train")
+    return lambda step_seconds: stand_in(
+        TRAIN.format(step_seconds=step_seconds, verl=str(VERL), entrypoint=entrypoint)
+    )
 
 
 def steps(run: Run) -> list[int]:

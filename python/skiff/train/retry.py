@@ -27,7 +27,7 @@ class TransientError(InfraError):
 def with_retries(run_dir: Path, work: Callable[[int], int], reached: Callable[[], int]) -> int:
     """What `work(number of the try)` gives. `reached` is the newest checkpoint's step.
 
-    Raises what the last try has raised.
+    Raises InfraError, and whatever else the last try has raised.
     """
     number, failed, before = 0, 0, reached()
     while True:
@@ -35,10 +35,13 @@ def with_retries(run_dir: Path, work: Callable[[int], int], reached: Callable[[]
         try:
             return work(number)
         except (InfraError, OSError) as error:
-            why = error.why if isinstance(error, TransientError) else failure_of(str(error)).retry
+            known = failure_of(str(error))
+            why = error.why if isinstance(error, TransientError) else known.retry
             if reached() > before:
                 failed, before = 0, reached()
             if not why or failed == len(BACK_OFF):
+                if isinstance(error, OSError):
+                    raise InfraError(known.sentence, where=error.filename or "") from error
                 raise
             seconds = BACK_OFF[failed]
             failed += 1
