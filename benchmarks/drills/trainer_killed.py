@@ -5,9 +5,9 @@ A random tiny model on the CPU saves at each step. In each start the trainer get
 random time within three steps after its first trajectory, and then the run is resumed. For each
 kill the table says which step was the last one done, which checkpoint the next start went on from,
 and what of torn or damaged ones it has passed over. A step that was done twice must have drawn the
-same tasks: the position in the data is the checkpoint's. At last the trainer is asked to save and
-end, as it is before a time limit. Ends with 1 where more than a step was lost or anything was left
-behind.
+same tasks: the position in the data is the checkpoint's. All starts must be one run of W&B. At last
+the trainer is asked to save and end, as it is before a time limit. Ends with 1 where more than a
+step was lost or anything else is wrong.
 
 Needs podman. A start takes about a minute on two cores.
 """
@@ -133,6 +133,11 @@ class Drill:
         passed = self.read("checkpoint_skipped")[told:]
         return step, "; ".join(f"{event['step']}: {event['what']}" for event in passed)
 
+    def wandb_runs(self) -> tuple[int, int]:
+        """Starts that W&B has recorded, and how many runs they are to it."""
+        names = [path.name for path in self.run_dir.glob("metrics/wandb/offline-run-*")]
+        return len(names), len({name.rpartition("-")[2] for name in names})
+
     def other_tasks(self) -> list[int]:
         """Steps that were done twice with other tasks than before."""
         starts = [event["time"] for event in self.read("phase_begin") if event["name"] == "runtime"]
@@ -169,6 +174,7 @@ def main(kills: int, seed: int) -> None:
         wrong = manifest.fault(resume.checkpoint(drill.run_dir / "ckpt", saved))
         minutes = (time.monotonic() - begun) / 60
         others, last = drill.other_tasks(), drill.done()
+        starts, runs = drill.wandb_runs()
         lines = [
             f"Seed {seed}, {minutes:.0f} minutes, {before} steps; a step takes"
             f" {drill.step_seconds():.1f} s.",
@@ -181,11 +187,11 @@ def main(kills: int, seed: int) -> None:
             f"At most {max((kill.lost for kill in found), default=0)} step lost. Steps that drew"
             f" other tasks when they were done again: {others or 'none'}. Asked to save and end"
             f" after step {before}: the last step is {last}, the checkpoint of step {saved} is"
-            f" {wrong or 'whole'}.",
+            f" {wrong or 'whole'}. To W&B {starts} starts are {runs} run.",
         ]
     print("\n".join(lines))
     TABLE.write_text("# The trainer is killed\n\n" + "\n".join(lines) + "\n")
-    good = not others and not wrong and saved == last > before
+    good = not others and not wrong and saved == last > before and runs == 1
     sys.exit(0 if good and all(kill.lost <= 1 for kill in found) else 1)
 
 
@@ -222,6 +228,7 @@ def make_config(folder: Path) -> Config:
                 "validate_first": False,
                 "export": False,
             },
+            "logging": {"wandb": True},
             "hardware": {
                 "platform": "cpu",
                 "dtype": "float32",
