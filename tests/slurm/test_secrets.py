@@ -6,6 +6,7 @@ process's arguments and environment are looked at, and what Slurm keeps of the j
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -114,8 +115,13 @@ def lookout(planted: dict[str, str], verl: Path) -> Iterator[Lookout]:
 
 def holders(folder: Path, secret: str) -> list[Path]:
     """The files below `folder` with the secret in them."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [path for path in files if secret.encode() in path.read_bytes()]
+    found = []
+    for path in folder.rglob("*"):
+        # munge's lock is readable by nobody, and Slurm removes files while we look.
+        if path.is_file() and os.access(path, os.R_OK):
+            with contextlib.suppress(FileNotFoundError):
+                found += [path] if secret.encode() in path.read_bytes() else []
+    return found
 
 
 def told_by_slurm(job_id: str) -> list[bytes]:
