@@ -61,7 +61,12 @@ def test_a_step_that_was_done_twice_counts_once(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("code", "state", "error"),
-    [(0, "done", ""), (130, "interrupted", "late"), (3, "failed (3)", "disk is full")],
+    [
+        (0, "done", ""),
+        (130, "paused", "late"),
+        (75, "paused", "late"),
+        (3, "failed (3)", "disk is full"),
+    ],
 )
 def test_how_a_run_ended(make: Make, code: int, state: str, error: str) -> None:
     run = make("a")

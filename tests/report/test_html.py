@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from skiff import cli
 from skiff.errors import SkiffError
 from skiff.report import write_report
 from skiff.report.html import (
@@ -117,6 +118,32 @@ def test_deleted_trajectory_files_are_no_error(run_dir: Path) -> None:
     for file in run_dir.glob("trajectories/*/*.json"):
         file.unlink()
     assert samples(summarise(run_dir)) == []
+
+
+def test_a_report_of_a_run_that_is_being_written(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that is half there is left out now, and counts when it is whole."""
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    whole = "\n".join(lines[:-1]) + "\n"
+    for end in (0, 1, 20, len(lines[-1]) - 1):
+        (run_dir / "events.jsonl").write_text(whole + lines[-1][:end])
+        assert cli.main(["report", str(run_dir)]) == 0
+        assert "small: not finished" in capsys.readouterr().out
+        assert 'class="state open"' in (run_dir / "report.html").read_text()
+    (run_dir / "events.jsonl").write_text(whole + lines[-1] + "\n")
+    assert cli.main(["report", str(run_dir)]) == 0
+    assert "small: finished" in capsys.readouterr().out
+
+
+def test_a_report_without_any_step(run_dir: Path, emit: Callable[..., None]) -> None:
+    """Killed while starting: settings and phases are all there is."""
+    (run_dir / "events.jsonl").unlink()
+    emit("phase_begin", 1, name="runtime")
+    emit("phase", 2, name="runtime", seconds=1.0)
+    emit("finished", 3, exit_code=3, reason="no node")
+    page = write_report(run_dir).read_text()
+    assert "failed with exit code 3: no node" in page
 
 
 def test_broken_trajectory_file_is_named(run_dir: Path) -> None:

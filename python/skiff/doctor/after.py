@@ -21,7 +21,7 @@ from skiff.launch import run_folder
 from skiff.launch.status import jobs_of
 from skiff.launch.submit import job_ids, was_submitted
 from skiff.report.records import Records, read_records
-from skiff.report.summary import state_of
+from skiff.report.summary import PAUSED, state_of
 from skiff.train.causes import cause_of
 
 LOG_BYTES = 8 << 20  # of the end of each log; what is older is left out
@@ -152,7 +152,8 @@ def _unknown(run_dir: Path, reason: str, attempt: str) -> Finding:
 def _failure(run_dir: Path, attempt: str) -> str:
     """Why the attempt failed, as it says itself; "" when it did not, or has not ended."""
     for event in events.read(run_dir, "finished"):
-        if event.get("attempt", int(attempt)) == int(attempt) and event["exit_code"] != 0:
+        code = event["exit_code"]
+        if event.get("attempt", int(attempt)) == int(attempt) and code not in (0, *PAUSED):
             return str(event["reason"])
     return ""
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from skiff.launch.local import INTERRUPTED
 from skiff.report.records import Records, read_records
-from skiff.report.summary import read_settings
+from skiff.report.summary import PAUSED, read_settings
 
 LAST_STEPS = 20  # of which the median is taken: the first ones of a run are short or long
 
@@ -23,8 +22,8 @@ class Progress:
 
     step, steps  done, and wanted by the profile
     eta_seconds  until the last step ends, when the run goes on as in its last steps
-    state        new, running, done, interrupted or failed (CODE); a run that was killed stays
-                 running, and quiet_seconds, since its last event, grows
+    state        new, running, done, paused (asked to end, and can go on) or failed (CODE); a run
+                 that was killed stays running, and quiet_seconds, since its last event, grows
     error        the last one; "" without any
     alert        the last one of a run that has not finished; "" without any
     """
@@ -64,10 +63,8 @@ def read_progress(run_dir: Path, *, now: float | None = None) -> Progress:
 
 def last_failure(records: Records) -> str:
     """Why the run has failed, else the last error that it has told of."""
-    if records.finished is not None and records.finished.exit_code not in (0, INTERRUPTED):
-        return records.finished.reason
-    if records.finished is not None and records.finished.exit_code == 0:
-        return ""
+    if records.finished is not None and records.finished.exit_code not in PAUSED:
+        return records.finished.reason if records.finished.exit_code else ""
     return records.errors[-1].what if records.errors else ""
 
 
@@ -75,7 +72,9 @@ def _state(records: Records) -> str:
     if records.finished is None:
         return "running" if records.first_time is not None else "new"
     code = records.finished.exit_code
-    return {0: "done", INTERRUPTED: "interrupted"}.get(code, f"failed ({code})")
+    if code in PAUSED:
+        return "paused"
+    return f"failed ({code})" if code else "done"
 
 
 def _eta(records: Records, steps: int | None, now: float) -> float | None:

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from skiff import events
 from skiff.config import Config
-from skiff.launch.local import INTERRUPTED
-from skiff.train.save_request import SAVED
+from skiff.report.summary import PAUSED
 
 PROGRAM = "rsync"
 LAST_SECONDS = 300.0  # of the copy at the end
@@ -54,7 +53,7 @@ def synced(config: Config, run_dir: Path) -> Iterator[None]:
 
 def _seconds_left(run_dir: Path) -> float:
     ended = [event["exit_code"] for event in events.read(run_dir, "finished")]
-    return HASTE_SECONDS if ended[-1:] in ([SAVED], [INTERRUPTED]) else LAST_SECONDS
+    return HASTE_SECONDS if ended and ended[-1] in PAUSED else LAST_SECONDS
 
 
 def rsync_command(config: Config, run_dir: Path) -> list[str]:

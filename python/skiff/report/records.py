@@ -2,7 +2,8 @@
 
 Every field has a default, since a run may be half done, crashed, or written by another version; a
 line whose fields have the wrong type is counted in `Records.unreadable`, not guessed at. A step
-that was done twice (a resume from an older checkpoint) counts once, as done last.
+that was done twice (a resume from an older checkpoint, or a kill in its midst) counts once, as done
+last, and so do its trajectories.
 """
 
 from __future__ import annotations
@@ -134,6 +135,9 @@ KINDS: dict[str, type[Record]] = {
 }
 
 
+START = ("phase_begin", "runtime")  # what a trainer does first
+
+
 @dataclass(frozen=True)
 class Records:
     """All events of one run. `steps` and `validations` are sorted and hold each step once."""
@@ -155,17 +159,23 @@ class Records:
 def read_records(run_dir: Path) -> Records:
     """Read `run_dir`/events.jsonl; a missing file gives empty records."""
     parsed: list[Record] = []
-    unreadable = 0
+    sampled: list[tuple[int, TrajectoryRecord]] = []  # with the number of the start before it
+    starts = unreadable = 0
     for event in events.read(run_dir):
+        starts += (event.get("kind"), event.get("name")) == START
         try:
-            parsed.append(KINDS.get(str(event.get("kind")), Record).model_validate(event))
+            record = KINDS.get(str(event.get("kind")), Record).model_validate(event)
         except ValidationError:
             unreadable += 1
+            continue
+        parsed.append(record)
+        if isinstance(record, TrajectoryRecord):
+            sampled.append((starts, record))
     times = [record.time for record in parsed if record.time]
     # A look at GPUs, or a copy of the folder, may come after the end.
     last = next((r for r in reversed(parsed) if not isinstance(r, AlertRecord | GpuRecord)), None)
     return Records(
-        trajectories=only(TrajectoryRecord, parsed),
+        trajectories=of_the_last_start(sampled),
         steps=last_of_each_step(only(StepRecord, parsed)),
         validations=last_of_each_step(only(ValidationRecord, parsed)),
         phases=only(PhaseRecord, parsed),
@@ -178,6 +188,12 @@ def read_records(run_dir: Path) -> Records:
         last_time=max(times, default=None),
         unreadable=unreadable,
     )
+
+
+def of_the_last_start(sampled: list[tuple[int, TrajectoryRecord]]) -> list[TrajectoryRecord]:
+    """Of each step and split the trajectories that followed the last start of a trainer."""
+    newest = {(record.split, record.step): start for start, record in sampled}
+    return [record for start, record in sampled if newest[record.split, record.step] == start]
 
 
 def only[R: Record](kind: type[R], records: list[Record]) -> list[R]:

@@ -14,8 +14,11 @@ from typing import Any
 
 from skiff.errors import SkiffError
 from skiff.report.records import Records, ValidationRecord, read_records
+from skiff.train.save_request import SAVED
 
 CONFIG = "config.toml"
+
+PAUSED = (SAVED, 130)  # exit codes of a run that was asked to end (130: by Ctrl-C), and can go on
 
 # verl's timers outside its `step` timer; the others are parts of it.
 OUTSIDE_STEP = ("testing",)
@@ -106,6 +109,8 @@ def state_of(records: Records) -> str:
     if records.finished.exit_code == 0:
         return "finished"
     reason = records.finished.reason or "no reason given"
+    if records.finished.exit_code in PAUSED:
+        return reason
     return f"failed with exit code {records.finished.exit_code}: {reason}"
 
 
