@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,44 @@ def test_a_folder_is_no_profile(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"[run", b"[run]\nname = '\xff'"])
-def test_bad_toml_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[run", "Expected ']'"),
+        (b"[run]\nname = '\xff'", "no UTF-8 in line 2"),
+        (b"x = " + b"[" * 5000, "nested too deeply"),
+        (b"x = " + b"9" * 5000, "4300 digits"),
+    ],
+)
+def test_bad_toml_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML"):
+    with pytest.raises(ConfigError, match=rf"bad\.toml: not valid TOML: .*{words}"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("run", "seed", 2**32, "less than 4294967296"),
+        ("model", "path", "a\x1b[2J", "cannot be printed, got 'a\\x1b[2J'"),
+        ("tasks", "train", ["a\nb"], "cannot be printed"),
+        ("model", "path", "a" * 5000, "is longer than 4096 characters"),
+        ("runtime", "url", "file:///etc", "should be http://HOST:PORT"),
+        ("runtime", "host", "a;b", "should be a name or an address"),
+        ("run", "a\nb", 1, r"run.'a\nb': unknown key"),
+    ],
+)
+def test_a_wrong_value_is_shown_as_plain_text(
+    profile: Path, section: str, key: str, value: Any, words: str
+) -> None:
+    data = tomllib.loads(profile.read_text())
+    data.setdefault(section, {})[key] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data)
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_own_json_lines(tmp_path: Path) -> None:
         ("shell", "names no tasks"),
         ("nonsense", "unknown task source 'nonsense'\n.*valid: shell, synthetic"),
         ("synthetic:toolz", "no synthetic tasks of 'toolz'.*\n.*skiff tasks build synthetic toolz"),
+        ("synthetic:/etc/**", r"no synthetic tasks of '/etc/\*\*'"),
         ("r2e:/no/where.parquet", "does not exist"),
+        ("r2e:" + "a" * 300, "cannot be looked into: File name too long"),
     ],
 )
 def test_bad_specs(spec: str, complaint: str) -> None:

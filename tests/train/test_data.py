@@ -111,6 +111,11 @@ def test_the_task_file_comes_last(
     assert not (tmp_path / "data" / TASKS).exists()
 
 
+def test_a_model_that_cannot_be_looked_into_is_named(runtime_config: Configured) -> None:
+    with pytest.raises(ConfigError, match="cannot be looked into: File name too long"):
+        model_folder(runtime_config(model={"path": "a" * 300}))
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
