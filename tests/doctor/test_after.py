@@ -20,6 +20,7 @@ from skiff.errors import ConfigError, InfraError
 from skiff.launch import submit
 from skiff.launch.sbatch import Shape
 from skiff.launch.slurm import Job
+from skiff.train.causes import failure_of
 
 from .conftest import LOGS
 
@@ -86,6 +87,31 @@ def test_each_rule_has_a_name_of_its_own_and_each_log_a_rule() -> None:
 @pytest.mark.parametrize("words", REPORTED)
 def test_what_was_reported_has_a_rule(words: str) -> None:
     assert REPORTED[words] in {symptom.name for symptom in SYMPTOMS}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "Disk quota exceeded",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB",
+        "ray.exceptions.OutOfMemoryError: Task was killed",
+        "Could not override 'actor.foo'.",
+        "The current node timed out during startup",
+        "Failed to connect to GCS within 60 seconds",
+        "no runtime server has published itself",
+        "all 8 trajectories failed for infrastructure reasons",
+        "3 prompts have no result although every trajectory's deadline has passed",
+        "Watchdog caught collective operation timeout",
+        "torch.distributed.DistBackendError: NCCL error, ncclRemoteError: remote process exited",
+        "DistNetworkError: The client socket has timed out after 600000ms",
+        "OSError: [Errno 116] Stale file handle",
+        "Temporary failure in name resolution",
+    ],
+)
+def test_what_the_trainer_knows_the_doctor_knows(line: str) -> None:
+    assert failure_of(line) != failure_of("")
+    assert any(not finding.harmless for finding in find([Line("logs/verl.01.log:1", line)]))
 
 
 def test_a_healthy_run_has_no_finding(run_dir: Path) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from skiff.config import Config
+from skiff.doctor.after import diagnose
 from skiff.doctor.before import check_profile
 from skiff.doctor.check import Verdict
 from skiff.doctor.cluster import check_cluster
+from skiff.launch.submit import cancel
+
+from .conftest import Run
 
 Profile = dict[str, dict[str, Any]]
 
@@ -63,6 +67,23 @@ def test_from_the_nodes(profile: Profile, runtime_config: Callable[..., Config])
         ("gpu1", "/dev/shm"),
     } <= on
     assert list(Path(profile["run"]["folder"]).iterdir()) == []
+
+
+def test_after_a_run_that_failed(profile: Profile, submit_run: Callable[..., Run]) -> None:
+    run = submit_run({**profile, "model": {"path": "/gone", "context_tokens": 8192}})
+    run.ended()
+    found = diagnose(run.folder)
+    assert [finding.name for finding in found.causes] == ["model-missing"]
+    assert found.notes == []
+
+
+def test_why_a_job_waits(profile: Profile, submit_run: Callable[..., Run]) -> None:
+    profile["slurm"]["mode"] = "two-jobs"
+    profile["slurm"]["trainer"]["extra"] = ["--hold"]
+    run = submit_run(profile)
+    [finding] = diagnose(run.folder).causes
+    assert (finding.name, finding.where) == ("held", f"slurm job {run.jobs()['train'].id}")
+    cancel(run.folder)
 
 
 def test_without_slurm(

@@ -174,8 +174,9 @@ SYMPTOMS = (
     ),
     Symptom(
         "collective-timeout",
-        r"Watchdog caught collective operation timeout|ncclRemoteError"
-        r"|NCCL WARN .*[Tt]imeout|Connection closed by peer \[",
+        r"Watchdog caught collective operation timeout|ncclRemoteError|ncclSystemError"
+        r"|DistNetworkError: |[Gg]loo.*(?:[Tt]imed out|[Tt]imeout|closed by peer)"
+        r"|Connection closed by peer \[",
         "a rank of the trainer stopped answering: it died, or the network between them did",
         "look for the first error of another rank; set the interface by NCCL_SOCKET_IFNAME and"
         " GLOO_SOCKET_IFNAME",

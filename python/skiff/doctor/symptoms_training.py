@@ -94,6 +94,13 @@ SYMPTOMS = (
         "make install (PLATFORM=cuda on GPU nodes); start by `skiff`, not by another Python",
     ),
     Symptom(
+        "plugins-not-loaded",
+        r"Unknown platform 'cpu'|No package metadata was found for vllm"
+        r"|Attempted to load weight .* into parameter torch\.Size\(\[0\]\)",
+        "verl or vLLM did not load Skiff's plugins: the installation is not whole",
+        "make install (PLATFORM=cpu)",
+    ),
+    Symptom(
         "trajectories-mismatch",
         r"num_trajectories` of \d+ but the provided value|received num trajectories per instance",
         "the number of trajectories of a prompt stands in two places and differs",
