@@ -18,6 +18,9 @@ from skiff.sandbox.client import FOLDER_VARIABLE, KEY_FILE_VARIABLE, URL_VARIABL
 from skiff.train import trainer, warm_start
 from skiff.train.kernels import Kernels, Use
 from skiff.train.manifest import write_manifest
+from skiff.train.resume import complete_steps
+from skiff.train.retry import TransientError
+from skiff.train.save_request import SAVED, request_file
 from skiff.train.trainer import (
     Start,
     export,
@@ -218,6 +221,51 @@ def test_the_end_of_verl_is_told_by_its_cause(
     assert caught.value.where == "verl ended with exit code 1"
     assert str(run_dir / "logs" / "verl.01.log") in caught.value.remedy
     assert len(list(events.read(run_dir, "step"))) == 1  # what came before is kept
+
+
+def test_a_failure_that_may_pass_is_told_as_such(
+    runtime_config: Configured, run_dir: Path, verl: Any
+) -> None:
+    (run_dir / "attempts" / "02").mkdir()
+    verl("raise OSError(116, 'Stale file handle')")
+    with pytest.raises(TransientError) as caught:
+        run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(2, 3, 0), NO_KERNELS)
+    assert "Stale file handle" in caught.value.what
+    assert caught.value.why == "a new process opens it anew"
+    assert (run_dir / "logs" / "verl-3.02.log").exists()
+
+
+def test_it_ends_when_it_has_saved_on_request(
+    runtime_config: Configured, run_dir: Path, verl: Any
+) -> None:
+    request = request_file(run_dir, 1)
+    request.parent.mkdir(parents=True)
+    request.touch()
+    folder = run_dir / "ckpt" / "global_step_1"
+    verl(
+        f"os.makedirs({str(folder)!r}); open({str(folder / 'skiff-saved')!r}, 'w')\n"
+        f"{STEP}; metrics.flush()\n"
+        "import time; time.sleep(600)"
+    )
+    code = run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 0), NO_KERNELS)
+    assert code == SAVED
+    assert len(list(events.read(run_dir, "step"))) == 1
+    assert complete_steps(run_dir / "ckpt") == [1]
+
+
+def test_all_attempts_are_one_run_of_wandb(
+    runtime_config: Configured, run_dir: Path, verl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "of-another-run")
+    seen = verl()
+    ids = []
+    for attempt in (1, 2):
+        (run_dir / "attempts" / f"{attempt:02d}").mkdir(exist_ok=True)
+        start = Start(attempt, 1, 0)
+        run_verl(runtime_config(), run_dir, "/models/tiny", {}, start, NO_KERNELS)
+        ids.append(seen()["env"]["WANDB_RUN_ID"])
+        assert seen()["env"]["WANDB_RESUME"] == "allow"
+    assert ids[0] == ids[1] != "of-another-run"
 
 
 def test_a_finished_run_is_not_trained_again(

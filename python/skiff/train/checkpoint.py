@@ -26,14 +26,14 @@ class SaveHook(CheckpointCallback):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        threading.Thread(target=self._wait_for_request, daemon=True).start()
+        request = Path(os.environ[VARIABLE])
+        threading.Thread(target=self._wait_for, args=(request,), daemon=True).start()
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
         write_atomic(Path(checkpoint_dir) / SAVED, f"{global_step}\n")
 
-    def _wait_for_request(self) -> None:
+    def _wait_for(self, request: Path) -> None:
         """verl reads its save frequency anew at the end of each step."""
-        request = Path(os.environ[VARIABLE])
         while not request.exists():
             time.sleep(POLL_SECONDS)
         self.config.trainer.save_freq = 1
