@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from skiff.config import Config, load_config
 from skiff.config.load import dump_toml, parse_config, parse_override
-from skiff.errors import ConfigError, SkiffError
+from skiff.errors import ConfigError, InfraError, SkiffError
 
 if TYPE_CHECKING:
     from skiff.images.store import Store
@@ -36,6 +37,12 @@ _SANDBOX_PROFILE: dict[str, dict[str, Any]] = {
     "train": {"steps": 1},
 }
 
+# Faults of a named file that are the user's and the machine's, not ours.
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.ESTALE),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; a SkiffError is printed without a traceback."""
@@ -46,13 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.call(parsed, console) or 0)
     except SkiffError as error:
-        # Not broken into lines: what it names is copied from here.
-        Console(stderr=True, soft_wrap=True, emoji=False).print(
-            f"error: {error}", style="red", markup=False, highlight=False
-        )
-        return error.exit_code
+        return _refuse(error)
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE or error.filename is None:
+            raise
+        return _refuse(InfraError(error.strerror, where=str(error.filename)))
     except KeyboardInterrupt:
         return 130
+
+
+def _refuse(error: SkiffError) -> int:
+    # Not broken into lines: what it names is copied from here.
+    Console(stderr=True, soft_wrap=True, emoji=False).print(
+        f"error: {error}", style="red", markup=False, highlight=False
+    )
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

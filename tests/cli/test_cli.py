@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
         ["launch", DEMO.replace("demo", "slurm-8gpu"), "--runtime-only", "--dry-run"],
         "images: /scratch/me/sif/skiff-runtime-VERSION.sif: cannot be read",
     ),
-    "status": (["status", "{tmp}"], "{tmp}: was not submitted to Slurm"),
+    "status": (["status", "{tmp}"], "{tmp}: is no run folder"),
     "logs": (["logs", "{tmp}"], "was not submitted to Slurm"),
     "cancel": (["cancel", "{tmp}"], "was not submitted to Slurm"),
     "run folder": (["resume", "{tmp}/gone"], "is no run folder"),
@@ -226,3 +226,14 @@ def test_ctrl_c_has_its_exit_code(skiff: Skiff, monkeypatch: pytest.MonkeyPatch)
 
 def test_sandbox_commands_have_a_valid_profile_of_their_own() -> None:
     assert parse_config(cli._SANDBOX_PROFILE).sandbox.network is False
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "report", "doctor", "resume"])
+def test_a_place_that_cannot_be_looked_at_is_named(
+    skiff: Skiff, tmp_path: Path, command: str
+) -> None:
+    place = tmp_path / ("a" * 300)  # root may look everywhere, but not at this
+    code, _, printed = skiff(command, place)
+    assert code in (2, 3)
+    assert printed.startswith("error: ")
+    assert "File name too long" in printed
