@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE or error.filename is None:
             raise
-        return _refuse(InfraError(error.strerror, where=str(error.filename)))
+        return _refuse(InfraError(str(error.strerror), where=str(error.filename)))
     except KeyboardInterrupt:
         return 130
 
