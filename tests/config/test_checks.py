@@ -76,9 +76,9 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         {"train": {"algorithm": "ppo"}},
         ("train.algorithm = 'ppo'", "hardware.attention = 'sdpa'", "flash_attention_2"),
     ),
-    "cpu-nodes": (
+    "nodes": (
         {"hardware": {**CPU, "nodes": 2}},
-        ("hardware.platform = 'cpu'", "hardware.nodes > 1", "set hardware.nodes = 1"),
+        ("hardware.nodes = 2", "without [slurm]", "set hardware.nodes = 1"),
     ),
     "warm-start": (
         {"model": {"path": "warm-start"}},

@@ -80,10 +80,6 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         {"runtime": {**OPEN, "port": 8000}, "slurm": {"runtime": {"nodes": 2}}},
         ("runtime.port = 8000", "slurm.runtime.nodes = 2", "runtime.port = 0"),
     ),
-    "nodes": (
-        {"runtime": OPEN, "slurm": {"trainer": {"gres": "gpu"}}, "hardware": {"nodes": 2}},
-        ("[slurm]", "hardware.nodes = 2", "hardware.nodes = 1"),
-    ),
     "gpus": (
         {"runtime": OPEN, "slurm": {"trainer": {"gres": "nic:1,gpu:a100:4(S:0)"}}},
         ("slurm.trainer.gres", "hardware.gpus_per_node = 1", "equal"),

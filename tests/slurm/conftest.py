@@ -67,14 +67,14 @@ class Run:
         """Half -> its job."""
         return dict(jobs_of(self.folder))
 
-    def ended(self) -> dict[str, Job]:
+    def ended(self, seconds: float = SECONDS) -> dict[str, Job]:
         """The jobs, once all have ended and nothing of them is left on the nodes."""
 
         def found() -> dict[str, Job] | None:
             jobs = self.jobs()
             return jobs if all(job.ended for job in jobs.values()) else None
 
-        jobs: dict[str, Job] = until(found)
+        jobs: dict[str, Job] = until(found, seconds)
         until(lambda: not processes_of(self.folder))
         assert self.containers() == []
         return jobs

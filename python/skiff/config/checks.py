@@ -106,8 +106,11 @@ def _hardware(config: Config) -> Iterator[str]:
             "train.algorithm = 'ppo' with hardware.attention = 'sdpa': verl's critic asks for"
             " flash-attn by name on GPUs; set hardware.attention = 'flash_attention_2'"
         )
-    if hardware.platform == "cpu" and hardware.nodes > 1:
-        yield "hardware.platform = 'cpu' with hardware.nodes > 1: set hardware.nodes = 1"
+    if hardware.nodes > 1 and config.slurm is None:
+        yield (
+            f"hardware.nodes = {hardware.nodes} without [slurm]: one machine is one node; set"
+            " hardware.nodes = 1, or add [slurm]"
+        )
     if config.model.path == "warm-start" and config.warm_start is None:
         yield (
             "model.path = 'warm-start' but there is no [warm_start] section: add one, or name a"
@@ -158,11 +161,6 @@ def _slurm(config: Config) -> Iterator[str]:
         yield (
             f"runtime.port = {runtime.port} with slurm.runtime.nodes = {slurm.runtime.nodes}: each"
             " server takes a free port of its own; set runtime.port = 0"
-        )
-    if hardware.nodes > 1:
-        yield (
-            f"[slurm] with hardware.nodes = {hardware.nodes}: the trainer runs on one node; set"
-            " hardware.nodes = 1"
         )
     for name, extra in (("runtime", slurm.runtime.extra), ("trainer", slurm.trainer.extra)):
         for option in extra:

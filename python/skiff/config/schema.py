@@ -175,6 +175,10 @@ class Hardware(Section):
     nodes: Positive = 1
     gpus_per_node: Positive = Field(1, description="on cpu: number of trainer ranks")
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    interface: Name | None = Field(
+        None, description="network of the trainer's nodes, e.g. 'ib0', for Ray, NCCL and gloo"
+    )
+    fabric: Name | None = Field(None, description="libfabric's provider, e.g. 'cxi' or 'efa'")
     tensor_parallel: Positive = 1
     micro_batch: Positive = Field(1, description="trajectories per rank and forward pass")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

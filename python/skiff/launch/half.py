@@ -231,6 +231,23 @@ def _train(lookout: Lookout) -> int:
     return code
 
 
+def _help_train(lookout: Lookout, number: int) -> int:
+    """A further node of the trainer, until the first one has ended."""
+    halves = lookout.halves
+    with in_order(halves):
+        halves.start("train", "--attempt", str(halves.attempt), "--node", str(number))
+        while (code := halves.running["train"].returncode) is None:
+            if lookout.check():
+                return 0
+            time.sleep(POLL_SECONDS)
+    log = halves.log("train")
+    raise InfraError(
+        last_error(log) or f"ended with exit code {code}",
+        where=f"node {number} of the trainer",
+        remedy=f"log: {log}",
+    )
+
+
 def _wait_server(lookout: Lookout) -> None:
     """Until a server of this attempt answers, where one is to come."""
     if lookout.partner is None:

@@ -51,7 +51,7 @@ set -uo pipefail
 meeting={run}/rendezvous/$(printf %02d "$attempt")
 mkdir -p "$meeting"
 start() {{ # start HALF SRUN-OPTION...
-    srun "${{@:2}}" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+    srun "${{@:2}}" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=120 \\
         {python} -m skiff.launch.half "$1" --run {run} --attempt "$attempt"{alone} &
     halves[$!]=$1
 }}
@@ -87,12 +87,15 @@ until [ -n "$first" ]; do
 done
 if [ -z "$cancelled" ] && preempted; then code={later}; fi
 end "$code" "the $first half ended with exit code $code"
-while [ -n "$(jobs -r)" ]; do wait; done
+{cause}while [ -n "$(jobs -r)" ]; do wait; done
 if [ -n "$cancelled" ]; then
     scancel "$SLURM_JOB_ID"
 elif [ "$(head -n 1 "$meeting/{end}")" = {later} ]; then # not done, and to be gone on with
     {go_on}[ "$code" = {later} ] && code=124 # as timeout(1) says it
 fi
+"""
+_CAUSE = """\
+read -r told <"$meeting/{end}" && code=${{told:-$code}} # of a half that said so before it had ended
 """
 _REQUEUE = """\
 [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ] && scontrol requeue "$SLURM_JOB_ID"
@@ -132,7 +135,8 @@ def sbatch_text(
         at_limit=at_limit,
     )
     go_on = _REQUEUE.format(requeues=slurm.requeues) if slurm.requeues else ""
-    tail = _TAIL.format(end=run_folder.END, later=SAVED, go_on=go_on)
+    cause = _CAUSE.format(end=run_folder.END) if shape is Shape.HET else ""
+    tail = _TAIL.format(end=run_folder.END, later=SAVED, go_on=go_on, cause=cause)
     return "\n".join(lines) + "\n" + head + starts + tail + 'exit "$code"\n'
 
 

@@ -28,6 +28,7 @@ def verl_overrides(config: Config, run_dir: Path, model: str) -> list[str]:
         _critic(config, model) if config.train.algorithm == "ppo" else {},
         _trainer(config, run_dir),
         _attention(config),
+        _ray(config),
         _cpu(config) if config.hardware.platform == "cpu" else {},
     ]
     merged: dict[str, object] = {}
@@ -54,6 +55,12 @@ def verl_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
     }
+    if config.hardware.interface is not None:
+        env |= dict.fromkeys(
+            ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), config.hardware.interface
+        )
+    if config.hardware.fabric is not None:
+        env["FI_PROVIDER"] = config.hardware.fabric
     if config.hardware.platform == "cuda":
         # FlashInfer's sampler is compiled by ninja and nvcc at the first start: a minute where they
         # are, the engine's end where they are not. verl's log-probs never take it.
@@ -205,8 +212,29 @@ def _trainer(config: Config, run_dir: Path) -> dict[str, object]:
         "trainer.v1.sampler.custom_sampler.path": "pkg://skiff.train.sampler",
         "trainer.v1.sampler.custom_sampler.name": "SkiffReplayBuffer",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": config.hardware.nodes,
-        "+ray_kwargs.ray_init.include_dashboard": False,
     }
+
+
+def _ray(config: Config) -> dict[str, object]:
+    """Of the Ray that verl starts; that of several nodes is there before (ray_cluster.py)."""
+    if config.hardware.nodes > 1:
+        return {}
+    settings = {"include_dashboard": False, **ray_resources(config)}
+    return {  # num_cpus alone stands in verl's own configuration
+        f"{'' if name == 'num_cpus' else '+'}ray_kwargs.ray_init.{name}": value
+        for name, value in settings.items()
+    }
+
+
+def ray_resources(config: Config) -> dict[str, int]:
+    """What each node of Ray has; nothing where Ray itself finds out.
+
+    Without a GPU it is logical: verl's bundles ask for 3 CPUs and a "GPU" per rank.
+    """
+    if config.hardware.platform == "cuda":
+        return {}
+    ranks = config.hardware.gpus_per_node
+    return {"num_cpus": 8 * ranks + 8, "num_gpus": ranks, "object_store_memory": 400_000_000}
 
 
 def _attention(config: Config) -> dict[str, object]:
@@ -226,7 +254,6 @@ def _cpu(config: Config) -> dict[str, object]:
     """What the stock defaults take for granted about an accelerator, undone."""
     actor = "actor_rollout_ref.actor"
     rollout = "actor_rollout_ref.rollout"
-    ranks = config.hardware.gpus_per_node
     overrides: dict[str, object] = {
         "trainer.device": "cpu",
         f"{actor}.use_torch_compile": False,
@@ -240,10 +267,6 @@ def _cpu(config: Config) -> dict[str, object]:
         # One engine process instead of two: each import of vLLM costs seconds of a core.
         f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend": "uni",
         "transfer_queue.backend.SimpleStorage.total_storage_size": 16384,
-        # Logical resources: verl's bundles ask for 3 CPUs and a "GPU" per rank.
-        "ray_kwargs.ray_init.num_cpus": 8 * ranks + 8,
-        "+ray_kwargs.ray_init.num_gpus": ranks,
-        "+ray_kwargs.ray_init.object_store_memory": 400_000_000,
     }
     if config.train.kl_coefficient > 0:
         overrides["actor_rollout_ref.ref.fsdp_config.use_torch_compile"] = False

@@ -2,8 +2,9 @@
 
 `train` is what `entrypoints/train` calls. It runs `python -m verl.trainer.main_ppo` as a child that
 brings up its own Ray, follows its metrics into events.jsonl, publishes its checkpoints, and leaves
-nothing of it behind. A transient failure is tried again (retry.py).
-Not covered: a Ray cluster over several nodes.
+nothing of it behind. A transient failure is tried again (retry.py). Where the trainer has several
+nodes, the first one does all this, and the others lend it their Ray (ray_cluster.py). Not covered:
+compiled kernels of those others.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from skiff.train.kernels import Kernels, place_kernels
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 from skiff.train.publish import Publisher
+from skiff.train.ray_cluster import head, join, token_variables
 from skiff.train.retry import TransientError, with_retries
 from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 
@@ -199,14 +201,13 @@ def run_verl(
     (run_dir / "metrics").mkdir(exist_ok=True)
     log = run_dir / "logs" / f"{start.name}.log"
     metrics = run_dir / "metrics" / f"{start.name}.jsonl"
-    # Ray's sockets need a short, node-local path.
+    # Ray's sockets need a short, node-local path, the same one on every node.
     scratch = Path(tempfile.mkdtemp(prefix="skiff-ray-", dir="/tmp"))
     token = scratch / "token"
     write_atomic(token, os.urandom(32).hex(), mode=0o600)
     overrides = [
         *verl_overrides(config, run_dir, model),
         *kernels.overrides,
-        f"+ray_kwargs.ray_init._temp_dir={scratch}",
         "hydra.run.dir=" + str(scratch / "hydra"),
     ]
     if start.begun:
@@ -219,17 +220,21 @@ def run_verl(
         **wandb_environment(run_dir, secrets),
         **secrets,
         "VERL_FILE_LOGGER_PATH": str(metrics),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        **token_variables(token),
         VARIABLE: str(request),
     }
     listed = run_dir / "attempts" / f"{start.attempt:02d}" / "verl.txt"
-    write_atomic(listed, "\n".join(overrides) + "\n")
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
     try:
-        with Child(command, environment, log) as child, watched_gpus(config, run_dir):
-            progress(run_dir, "starting Ray, engine and trainer", 0.0)
-            saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
+        with (
+            ray_of(config, run_dir, start.attempt, environment, scratch) as ray,
+            watched_gpus(config, run_dir),
+        ):
+            overrides.append(ray)
+            write_atomic(listed, "\n".join(overrides) + "\n")
+            command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+            with Child(command, environment, log) as child:
+                progress(run_dir, "starting Ray, engine and trainer", 0.0)
+                saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if saved:
@@ -241,6 +246,32 @@ def run_verl(
             raise TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
         raise InfraError(failure.sentence, where=where, remedy=remedy)
     return 0
+
+
+@contextlib.contextmanager
+def ray_of(
+    config: Config, run_dir: Path, attempt: int, environment: dict[str, str], scratch: Path
+) -> Iterator[str]:
+    """verl's argument that names its Ray: one that it starts itself in `scratch`; where there are
+    several nodes, one that is there within the block."""
+    if config.hardware.nodes == 1:
+        yield f"+ray_kwargs.ray_init._temp_dir={scratch}"
+        return
+    with head(config, run_dir, attempt, environment, scratch) as address:
+        yield f"+ray_kwargs.ray_init.address={address}"
+
+
+def help_train(config_file: Path, rendezvous: Path, *, attempt: int, node: int) -> None:
+    """Be another node of the trainer, number `node` from 1, until SIGTERM. Raises SkiffError."""
+    config = load_run_config(config_file)
+    run_dir = config_file.absolute().parent
+
+    def environment() -> dict[str, str]:
+        find_runtime(config, rendezvous)
+        cleaned = clean_environment(dict(os.environ))
+        return {**cleaned, **verl_environment(config, run_dir), **load_secrets()}
+
+    join(config, run_dir, attempt, node, environment)
 
 
 def follow(
