@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from skiff.config import Config
+from skiff.doctor import before
 from skiff.doctor.after import diagnose
 from skiff.doctor.before import check_profile
 from skiff.doctor.check import Verdict
 from skiff.doctor.cluster import check_cluster
+from skiff.launch.slurm import scancel, show_job
 from skiff.launch.submit import cancel
 
-from .conftest import Run
+from .conftest import Run, until
 
 Profile = dict[str, dict[str, Any]]
 
@@ -67,6 +70,21 @@ def test_from_the_nodes(profile: Profile, runtime_config: Callable[..., Config])
         ("gpu1", "/dev/shm"),
     } <= on
     assert list(Path(profile["run"]["folder"]).iterdir()) == []
+
+
+def test_nodes_that_are_busy_are_no_fault(
+    profile: Profile, runtime_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(before, "WAIT_SECONDS", 1)
+    command = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null", "--partition=gpu"]
+    busy = subprocess.run(
+        [*command, "--wrap=sleep 60"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    until(lambda: show_job(busy)[0].state == "RUNNING")
+    found = before.check_profile(runtime_config(**profile), on_nodes=True)
+    scancel([busy])
+    [node] = [check for check in found if check.name == "a trainer node"]
+    assert (node.verdict, node.what) == (Verdict.ABSENT, "none was free within 1 s")
 
 
 def test_after_a_run_that_failed(profile: Profile, submit_run: Callable[..., Run]) -> None:

@@ -11,7 +11,6 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from skiff.config import Config
@@ -26,6 +25,7 @@ from skiff.launch import slurm
 
 WAIT_SECONDS = 120  # for a free node
 LOOK_SECONDS = 300.0
+NO_NODE = "Unable to allocate resources: Requested nodes are busy"  # srun's words
 _OPTIONS = ("partition", "account", "qos", "constraint", "reservation")
 
 
@@ -85,7 +85,10 @@ def _look(config: Config, name: str, half: SlurmHalf, canary: str) -> list[Check
         out = slurm.srun(options, command, stdin=dump_toml(config), seconds=LOOK_SECONDS)
         found = [Check.from_dict(each) for each in json.loads(out)]
     except InfraError as error:
-        return [replace(failed(f"a {name} node", error), remedy="try again when nodes are free")]
+        if NO_NODE in error.what:
+            what = f"none was free within {WAIT_SECONDS} s"
+            return [absent(f"a {name} node", what, "try again later")]
+        return [failed(f"a {name} node", error)]
     except ValueError:
         words = out.strip().splitlines()[-1]
         return [failed(f"a {name} node", InfraError(f"no report, but: {words}"))]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skiff.doctor.after import Diagnosis, Finding
+from skiff.doctor.after import Diagnosis
 from skiff.doctor.check import Check, Verdict
 
 _COLOURS = {
@@ -36,23 +35,20 @@ def checks_table(checks: list[Check]) -> Table:
 
 def show_diagnosis(found: Diagnosis, console: Console) -> None:
     """The run's state, each cause with its remedy and the line that shows it, then the rest."""
-    console.print(Text(found.state, style="bold"))
+
+    def say(words: str, style: str = "") -> None:
+        console.print(Text(words, style=style), soft_wrap=True)
+
+    say(found.state, "bold")
     for finding in found.causes:
-        console.print(_finding(finding), soft_wrap=True)
+        more = f" and {finding.count - 1} more lines" if finding.count > 1 else ""
+        say(f"\n{finding.cause}", "red")
+        say(f"  -> {finding.remedy}")
+        say(f"  {finding.where}{more}: {finding.line}", "dim")
     if not found.causes:
-        console.print("nothing known is wrong", style="green")
+        say("nothing known is wrong", "green")
     for finding in found.findings:
         if finding.harmless:
-            words = f"no fault: {finding.line[:80]} ({finding.cause})"
-            console.print(Text(words, style="dim"), soft_wrap=True)
+            say(f"no fault: {finding.line[:80]} ({finding.cause})", "dim")
     for note in found.notes:
-        console.print(Text(note, style="yellow"), soft_wrap=True)
-
-
-def _finding(finding: Finding) -> RenderableType:
-    more = f" and {finding.count - 1} more lines" if finding.count > 1 else ""
-    return Group(
-        Text(finding.cause, style="red"),
-        Padding(Text(f"-> {finding.remedy}"), (0, 0, 0, 2)),
-        Padding(Text(f"{finding.where}{more}: {finding.line}", style="dim"), (0, 0, 1, 2)),
-    )
+        say(note, "yellow")

@@ -18,7 +18,6 @@ from skiff.launch.submit import job_ids, was_submitted
 from skiff.report.text import duration, number
 
 DEPTH = ("*", "*/*")  # below the folder: runs, or folders of runs
-ERROR_CHARS = 60
 QUIET_SECONDS = 3600.0  # without an event: a run may have been killed
 
 
@@ -51,16 +50,17 @@ def listing_json(rows: Sequence[Row]) -> str:
 
 def listing_table(rows: Sequence[Row]) -> Table:
     """One line a run."""
-    table = Table(box=box.SIMPLE)
-    for heading in ("run", "state", "jobs", "step", "reward", "age", "last error"):
-        table.add_column(heading, no_wrap=heading == "run")
+    table = Table(box=box.SIMPLE, expand=True)
+    for heading in ("run", "state", "jobs", "step", "reward", "age"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("last error", no_wrap=True, overflow="ellipsis", ratio=1)  # what is left
     for row in rows:
         one = row.progress
         step = f"{one.step}/{one.steps}" if one.steps else str(one.step)
         words = (
             *(one.name, _state(one), " ".join(row.jobs), step),
             *(number(one.reward), duration(one.age_seconds)),
-            one.error.partition("\n")[0][:ERROR_CHARS],
+            one.error.partition("\n")[0],
         )
         table.add_row(*map(Text, words))
     return table
