@@ -90,6 +90,12 @@ def test_a_run_that_was_not_submitted(run_dir: Path) -> None:
         submit.cancel(run_dir)
 
 
+def test_a_run_of_which_nothing_has_begun(run_dir: Path) -> None:
+    (run_dir / "attempts" / "01").rmdir()
+    (run_dir / "config.toml").write_text("of = 'another version'\n")
+    assert status.status(run_dir) == ["jobs     none: the run was not submitted to Slurm"]
+
+
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
         status.status(tmp_path)

@@ -13,6 +13,7 @@ from skiff import events
 from skiff.config import Config
 from skiff.errors import ConfigError
 from skiff.launch import run_folder, sync
+from skiff.launch.half import run_half
 from skiff.launch.local import INTERRUPTED
 from skiff.launch.sync import Copier, rsync_command, synced
 
@@ -140,6 +141,19 @@ def test_before_a_time_limit_there_is_no_waiting(
         events.emit(run_dir, "finished", exit_code=INTERRUPTED, reason="interrupted")
     assert alerts(run_dir)[0].endswith("the end of the run came first")
     assert processes_of(run_dir) == []
+
+
+@pytest.mark.parametrize("train", ["", "sys.exit(3)"])
+def test_the_end_of_a_run_is_in_the_copy(
+    config: Configure, place: Path, entrypoints: Callable[..., Path], train: str
+) -> None:
+    run = run_folder.make(config())
+    run_folder.new_attempt(run)
+    run_half("train", run, 1, alone=True, entrypoints=entrypoints(train))
+    copy = place / run.name
+    assert (copy / "report.html").read_bytes() == (run / "report.html").read_bytes()
+    assert len(list(events.read(copy, "finished"))) == 1
+    assert not (copy / "rendezvous").exists()
 
 
 def test_another_host_is_reached_without_questions(config: Configure, run_dir: Path) -> None:

@@ -74,9 +74,9 @@ class Diagnosis:
 def diagnose(run_dir: Path) -> Diagnosis:
     """Read all that the run has left. Raises ConfigError when `run_dir` is no run folder."""
     run_dir = run_dir.absolute()
-    run_folder.read_config(run_dir)  # is it one?
+    run_folder.check_made(run_dir)
     notes: list[str] = []
-    newest = max((path.name for path in (run_dir / "attempts").iterdir()), default="01")
+    newest = run_folder.newest_attempt(run_dir)
     records = read_records(run_dir)
     reason = _failure(run_dir, newest)
     lines = [

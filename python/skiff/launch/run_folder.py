@@ -52,13 +52,23 @@ def make(config: Config) -> Path:
 
 def read_config(folder: Path) -> Config:
     """The config of an existing run. Raises ConfigError when `folder` is no run folder."""
+    check_made(folder)
+    return load_run_config(folder / CONFIG)
+
+
+def check_made(folder: Path) -> None:
+    """Raises ConfigError when `folder` is no run folder; that of an older version is one."""
     if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"is no run folder (no {CONFIG} in it)",
             where=str(folder),
             remedy="`skiff run PROFILE` makes one",
         )
-    return load_run_config(folder / CONFIG)
+
+
+def newest_attempt(folder: Path) -> str:
+    """The name of its folder, e.g. '01'; also where there was none yet."""
+    return max((path.name for path in (folder / "attempts").glob("*")), default="01")
 
 
 @contextlib.contextmanager

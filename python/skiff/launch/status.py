@@ -61,7 +61,7 @@ class Status:
 def read_status(run_dir: Path) -> Status:
     """Ask Slurm, the servers and the run folder. Raises SkiffError."""
     run_dir = run_dir.absolute()
-    run_folder.read_config(run_dir)  # is it one?
+    run_folder.check_made(run_dir)
     jobs = jobs_of(run_dir) if was_submitted(run_dir) else None
     progress = read_progress(run_dir)
     if not progress.error and jobs:
@@ -145,7 +145,7 @@ def show_logs(run_dir: Path, console: Console, *, follow: bool) -> None:
 
 def _appended(run_dir: Path, offsets: dict[Path, int]) -> Iterator[tuple[str, str]]:
     """The whole lines since `offsets`, which moves on."""
-    attempt = _attempt(run_dir)
+    attempt = run_folder.newest_attempt(run_dir)
     ids = set(job_ids(run_dir).values())
     for path in sorted((run_dir / "logs").glob("*.log")):
         name, _, number = path.stem.rpartition(".")
@@ -160,12 +160,8 @@ def _appended(run_dir: Path, offsets: dict[Path, int]) -> Iterator[tuple[str, st
                 yield name, line.decode(errors="replace").rstrip()
 
 
-def _attempt(run_dir: Path) -> str:
-    return max(path.name for path in (run_dir / "attempts").iterdir())
-
-
 def _meeting(run_dir: Path) -> Path:
-    return run_dir / "rendezvous" / _attempt(run_dir)
+    return run_dir / "rendezvous" / run_folder.newest_attempt(run_dir)
 
 
 def _job(job: Job) -> str:
