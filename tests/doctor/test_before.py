@@ -18,6 +18,7 @@ from skiff.doctor.before import check_profile, is_fine, one_of
 from skiff.doctor.check import Check, Verdict
 from skiff.doctor.machine import check_trainer_node
 from skiff.doctor.places import check_model, check_places, check_port, check_shared
+from skiff.errors import InfraError
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 
 CPU = {"platform": "cpu", "dtype": "float32"}
@@ -220,6 +221,42 @@ def test_a_user_without_subordinate_ids(monkeypatch: pytest.MonkeyPatch) -> None
     assert machine._subordinate_ids().verdict is Verdict.FAIL
     monkeypatch.setenv("PATH", "/nowhere")
     assert machine._newuidmap().verdict is Verdict.FAIL
+
+
+def test_a_node_without_user_namespaces_is_told_whole(
+    config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise InfraError("this user cannot make a user namespace", remedy="sysctl")
+
+    monkeypatch.setattr(machine, "id_map", refused)
+    monkeypatch.setattr(machine.os, "getuid", lambda: 1000)
+    found = machine.check_runtime_node(config())
+    assert named(found, "user namespaces").verdict is Verdict.FAIL
+    assert named(found, "subuid, subgid").remedy == "sysctl"
+    assert named(found, "port").verdict is Verdict.OK
+
+
+def test_sandboxes_of_apptainer(config: Configure) -> None:
+    found = machine.check_runtime_node(
+        config(runtime={"backend": "apptainer", "sif_folder": "/sifs"})
+    )
+    assert named(found, "apptainer").verdict is Verdict.OK
+    assert named(found, "overlay").verdict is not Verdict.FAIL
+
+
+def test_a_copy_needs_rsync_and_a_folder(
+    config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(place: str) -> Check:
+        asked = {"folder": str(tmp_path), "sync_to": place}
+        return named(check_trainer_node(config(run=asked)), "run.sync_to")
+
+    assert sync(str(tmp_path)).verdict is Verdict.OK
+    assert sync("storage:/runs").verdict is Verdict.OK
+    assert sync("/gone").verdict is Verdict.FAIL
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert sync(str(tmp_path)).what == "rsync is not installed"
 
 
 @pytest.mark.parametrize(

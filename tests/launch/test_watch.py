@@ -95,7 +95,8 @@ def test_brackets_are_text(tmp_path: Path, console: Console, output: io.StringIO
     with Watch(tmp_path, 20, console) as watch:
         events.emit(tmp_path, "progress", what="[/x] half", share=0.5)
         events.emit(tmp_path, "error", what="file [/etc/x] is gone")
-        assert seen(watch, output) == ["file [/etc/x] is gone"]
+        events.emit(tmp_path, "alert", what="GPUs [0, 1]: idle")
+        assert seen(watch, output) == ["file [/etc/x] is gone", "GPUs [0, 1]: idle"]
 
 
 def test_a_step_without_metrics_is_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -50,6 +51,14 @@ def fail(name: str, what: str, remedy: str = "") -> Check:
 
 def absent(name: str, what: str, remedy: str = "") -> Check:
     return Check(name, Verdict.ABSENT, what, remedy)
+
+
+def tried(name: str, look: Callable[[], Check]) -> Check:
+    """What `look` says; an error of ours that it raises is a fault that was found."""
+    try:
+        return look()
+    except SkiffError as error:
+        return failed(name, error)
 
 
 def failed(name: str, error: SkiffError) -> Check:

@@ -10,14 +10,12 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from skiff.apptainer import apptainer_root, check_overlay, find_apptainer, id_map, run_sif
 from skiff.config import Config
-from skiff.doctor.check import Check, absent, fail, failed, ok, warn
+from skiff.doctor.check import Check, absent, fail, ok, tried, warn
 from skiff.doctor.places import GIB, check_port, existing
-from skiff.errors import SkiffError
 from skiff.gpus import read_driver, read_gpus
 from skiff.images.build import LOCK
 from skiff.images.runnable import FUSE
@@ -32,36 +30,39 @@ NODE_LOCK = Path(__file__).parents[3] / "locks" / "cuda.txt"
 
 def check_runtime_node(config: Config) -> list[Check]:
     """Can sandboxes be served from this node?"""
-    found = [_user_namespaces()]
+    found = [tried("user namespaces", _user_namespaces)]
     if config.runtime.backend == "podman":
-        found += [_subordinate_ids(), _newuidmap(), _podman()]
-        found.append(_store(podman_root(), "SKIFF_PODMAN_ROOT"))
+        found += [tried("subuid, subgid", _subordinate_ids), _newuidmap(), tried("podman", _podman)]
+        found.append(_room("podman's store", podman_root(), STORE_GIB, _elsewhere("PODMAN")))
     else:
-        found += [_apptainer(), _overlay()]
-        found.append(_store(apptainer_root(), "SKIFF_APPTAINER_ROOT"))
+        found += [tried("apptainer", _apptainer), tried("overlay", _overlay)]
     if config.images.runtime is not None:
-        found += [_apptainer(), _fuse()]
+        found += [tried("apptainer", _apptainer), _fuse()]
     return [*dict.fromkeys(found), check_port(config)]
 
 
 def check_trainer_node(config: Config) -> list[Check]:
     """Can the trainer run on this node?"""
-    found = [_shared_memory(), _scratch()]
+    found = [
+        _room("/dev/shm", Path("/dev/shm"), SHM_GIB, "ask for more memory on the node"),
+        _room("/tmp", Path("/tmp"), SCRATCH_GIB, "clean it up, or use another node"),
+    ]
     if config.run.sync_to is not None:
         found.append(_sync(config.run.sync_to))
     if config.images.trainer is not None:
-        found += [_user_namespaces(), _apptainer(), _fuse()]
+        found += [tried("user namespaces", _user_namespaces), tried("apptainer", _apptainer)]
+        found.append(_fuse())
     if config.hardware.platform == "cuda":
-        found += _gpus(config)
+        found += [tried("GPUs", lambda: _gpus(config)), tried("CUDA", lambda: _cuda(config))]
     return found
 
 
+def _elsewhere(engine: str) -> str:
+    return f"set SKIFF_{engine}_ROOT to a folder on a disk of the node"
+
+
 def _user_namespaces() -> Check:
-    try:
-        ids = id_map()
-    except SkiffError as error:
-        return failed("user namespaces", error)
-    return ok("user namespaces", f"can be made, with {ids.count:,} ids")
+    return ok("user namespaces", f"can be made, with {id_map().count:,} ids")
 
 
 def _subordinate_ids() -> Check:
@@ -86,28 +87,19 @@ def _newuidmap() -> Check:
 
 
 def _podman() -> Check:
-    try:
-        version = check_podman(["version", "--format={{.Client.Version}}"]).decode().strip()
-    except SkiffError as error:
-        return failed("podman", error)
+    version = check_podman(["version", "--format={{.Client.Version}}"]).decode().strip()
     return ok("podman", f"version {version}, and a container can be started")
 
 
 def _apptainer() -> Check:
-    try:
-        program = find_apptainer()
-        version = run_sif(["--version"]).stdout.strip()
-    except SkiffError as error:
-        return failed("apptainer", error)
-    return ok("apptainer", f"{program}: {version}")
+    program = find_apptainer()
+    return ok("apptainer", f"{program}: {run_sif(['--version']).stdout.strip()}")
 
 
 def _overlay() -> Check:
-    try:
-        check_overlay(apptainer_root())
-    except SkiffError as error:
-        return failed("overlay", error)
-    return ok("overlay", f"sandboxes can be made in {apptainer_root()}")
+    folder = apptainer_root()
+    check_overlay(folder)
+    return _room("overlay", folder, STORE_GIB, _elsewhere("APPTAINER"))
 
 
 def _fuse() -> Check:
@@ -118,14 +110,6 @@ def _fuse() -> Check:
     )
 
 
-def _store(folder: Path, variable: str) -> Check:
-    return _room("store of sandboxes", folder, STORE_GIB, f"set {variable} to a disk of the node")
-
-
-def _scratch() -> Check:
-    return _room("/tmp", Path("/tmp"), SCRATCH_GIB, "clean it up, or use another node")
-
-
 def _sync(destination: str) -> Check:
     if shutil.which("rsync") is None:
         return fail("run.sync_to", "rsync is not installed", "have it installed, or unset it")
@@ -134,50 +118,35 @@ def _sync(destination: str) -> Check:
     return ok("run.sync_to", f"{destination}, by {shutil.which('rsync')}")
 
 
-def _shared_memory() -> Check:
-    return _room("/dev/shm", Path("/dev/shm"), SHM_GIB, "ask for more memory on the node")
-
-
 def _room(name: str, folder: Path, enough: float, remedy: str) -> Check:
     free = shutil.disk_usage(existing(folder)).free / GIB
     words = f"{folder}: {free:,.1f} GiB free"
     return ok(name, words) if free >= enough else warn(name, words, remedy)
 
 
-def _gpus(config: Config) -> Iterator[Check]:
-    try:
-        gpus, driver = read_gpus(), read_driver()
-    except SkiffError as error:
-        yield failed("GPUs", error)
-        return
-    wanted = config.hardware.gpus_per_node
+def _gpus(config: Config) -> Check:
+    gpus, wanted = read_gpus(), config.hardware.gpus_per_node
     words = f"{len(gpus)} × {gpus[0].name}" if gpus else "none"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    slices = visible.count("MIG-")
+    slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-")
     if max(len(gpus), slices) < wanted:
-        yield warn(
+        return warn(
             "GPUs",
             f"{words}, and hardware.gpus_per_node is {wanted}",
             "a look by --on-nodes asks for one GPU only; else change hardware.gpus_per_node",
         )
-    else:
-        yield ok("GPUs", f"{slices} MIG slices of {words}" if slices else words)
-    yield _cuda(config, driver.version, driver.cuda)
+    return ok("GPUs", f"{slices} MIG slices of {words}" if slices else words)
 
 
-def _cuda(config: Config, driver: str, serves: tuple[int, int]) -> Check:
-    wanted = cuda_of_trainer(config)
-    words = f"driver {driver} serves CUDA {serves[0]}.{serves[1]}"
+def _cuda(config: Config) -> Check:
+    driver, wanted = read_driver(), cuda_of_trainer(config)
+    words = f"driver {driver.version} serves CUDA {driver.cuda[0]}.{driver.cuda[1]}"
     if wanted is None:
         return warn("CUDA", f"{words}; that of the trainer is not known")
+    words += f", the trainer is built for {wanted[0]}.{wanted[1]}"
     # Within one major version an older driver serves newer libraries.
-    if serves[0] < wanted[0]:
-        return fail(
-            "CUDA",
-            f"{words}, the trainer is built for {wanted[0]}.{wanted[1]}",
-            "a node with a newer driver",
-        )
-    return ok("CUDA", f"{words}, the trainer is built for {wanted[0]}.{wanted[1]}")
+    if driver.cuda[0] < wanted[0]:
+        return fail("CUDA", words, "a node with a newer driver")
+    return ok("CUDA", words)
 
 
 def cuda_of_trainer(config: Config) -> tuple[int, int] | None:

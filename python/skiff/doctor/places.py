@@ -9,11 +9,12 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from skiff.config import Config
 from skiff.config.secrets import check_in_file, load_secrets
-from skiff.doctor.check import Check, absent, fail, failed, ok, warn
+from skiff.doctor.check import Check, absent, fail, failed, ok, tried, warn
 from skiff.errors import SkiffError
 from skiff.images.build import read_manifest
 from skiff.images.definitions import release_version
@@ -60,10 +61,10 @@ def check_model(config: Config) -> Check:
     """Are the policy's files there and readable?"""
     if config.model.path == WARM_START:
         return ok("model", "is made by the run")
-    try:
-        folder = model_folder(config)
-    except SkiffError as error:
-        return failed("model", error)
+    return tried("model", lambda: _weights(model_folder(config)))
+
+
+def _weights(folder: Path) -> Check:
     files = [file for pattern in MODEL_WEIGHTS for file in folder.glob(pattern)]
     if not files:
         return fail("model", f"{folder} holds no weights", "download the model again")
@@ -120,18 +121,15 @@ def _images(config: Config, key: Path | None) -> Iterator[Check]:
         if sif is None:
             yield ok(f"{half} image", "none: the half runs from this clone")
             continue
-        yield _image(f"{half} image", sif)
+        yield tried(f"{half} image", partial(_image, f"{half} image", sif))
         if key is not None:
-            yield _signature(f"{half} signature", sif, key)
+            yield tried(f"{half} signature", partial(_signature, f"{half} signature", sif, key))
 
 
 def _image(name: str, sif: Path) -> Check:
     if not os.access(sif, os.R_OK):
         return fail(name, f"{sif} is no file that can be read", "make build-sif; images.*")
-    try:
-        found = str(read_manifest(sif)["version"])
-    except SkiffError as error:
-        return failed(name, error)
+    found = str(read_manifest(sif)["version"])
     if found != release_version():
         return warn(
             name,
@@ -142,10 +140,7 @@ def _image(name: str, sif: Path) -> Check:
 
 
 def _signature(name: str, sif: Path, key: Path) -> Check:
-    try:
-        verify(sif, key)
-    except SkiffError as error:
-        return failed(name, error)
+    verify(sif, key)
     return ok(name, f"signed by the key of {key}")
 
 
@@ -171,17 +166,14 @@ def _secrets(config: Config) -> Iterator[Check]:
     if config.logging.wandb and "WANDB_API_KEY" not in names:
         yield warn("wandb", "has no key: it logs offline", "WANDB_API_KEY in .env (mode 0600)")
     if config.runtime.url is not None:
-        yield _run_key()
+        yield tried("key", _run_key)
 
 
 def _run_key() -> Check:
     named = os.environ.get(KEY_FILE_VARIABLE)
     if named is None:
         return fail("key", f"runtime.url is set, but {KEY_FILE_VARIABLE} is not", "set it")
-    try:
-        read_key_file(Path(named))
-    except SkiffError as error:
-        return failed("key", error)
+    read_key_file(Path(named))
     return ok("key", f"{named} is readable by you alone")
 
 
