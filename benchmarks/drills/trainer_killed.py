@@ -5,9 +5,9 @@ A random tiny model on the CPU saves at each step. In each start the trainer get
 random time within three steps after its first trajectory, and then the run is resumed. For each
 kill the table says which step was the last one done, which checkpoint the next start went on from,
 and what of torn or damaged ones it has passed over. A step that was done twice must have drawn the
-same tasks: the position in the data is the checkpoint's. All starts must be one run of W&B. At last
-the trainer is asked to save and end, as it is before a time limit. Ends with 1 where more than a
-step was lost or anything else is wrong.
+same tasks: the position in the data is the checkpoint's. All starts must be one run of W&B, and the
+optimiser must have counted all steps. At last the trainer is asked to save and end, as it is before
+a time limit. Ends with 1 where more than a step was lost or anything else is wrong.
 
 Needs podman. A start takes about a minute on two cores.
 """
@@ -131,7 +131,15 @@ class Drill:
         told = len(self.read("checkpoint_skipped"))
         step = resume.settle(self.run_dir)
         passed = self.read("checkpoint_skipped")[told:]
-        return step, "; ".join(f"{event['step']}: {event['what']}" for event in passed)
+        return step, "; ".join(event["what"] for event in passed)
+
+    def updates(self, step: int) -> int:
+        """The optimiser's own count in a checkpoint; a step of this run is one update."""
+        import torch
+
+        folder = resume.checkpoint(self.run_dir / "ckpt", step) / "actor"
+        state = torch.load(next(folder.glob("optim_*.pt")), weights_only=False)["state"]
+        return int(max(entry["step"] for entry in state.values()))
 
     def wandb_runs(self) -> tuple[int, int]:
         """Starts that W&B has recorded, and how many runs they are to it."""
@@ -175,6 +183,7 @@ def main(kills: int, seed: int) -> None:
         minutes = (time.monotonic() - begun) / 60
         others, last = drill.other_tasks(), drill.done()
         starts, runs = drill.wandb_runs()
+        updates = drill.updates(saved)
         lines = [
             f"Seed {seed}, {minutes:.0f} minutes, {before} steps; a step takes"
             f" {drill.step_seconds():.1f} s.",
@@ -187,11 +196,12 @@ def main(kills: int, seed: int) -> None:
             f"At most {max((kill.lost for kill in found), default=0)} step lost. Steps that drew"
             f" other tasks when they were done again: {others or 'none'}. Asked to save and end"
             f" after step {before}: the last step is {last}, the checkpoint of step {saved} is"
-            f" {wrong or 'whole'}. To W&B {starts} starts are {runs} run.",
+            f" {wrong or 'whole'}. The optimiser has counted {updates} updates. To W&B {starts}"
+            f" starts are {runs} run.",
         ]
     print("\n".join(lines))
     TABLE.write_text("# The trainer is killed\n\n" + "\n".join(lines) + "\n")
-    good = not others and not wrong and saved == last > before and runs == 1
+    good = not others and not wrong and saved == last == updates > before and runs == 1
     sys.exit(0 if good and all(kill.lost <= 1 for kill in found) else 1)
 
 

@@ -55,7 +55,9 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, folder: Path, tracker:
     (folder / TRACKER).write_text(tracker)
     assert settle(tmp_path) == 3
     assert (folder / TRACKER).read_text() == "3"
-    assert skipped(tmp_path) == {6: "it was not saved to its end"}
+    assert skipped(tmp_path) == {
+        6: "the checkpoint of step 6 is not used: it was not saved to its end"
+    }
     assert not torn.exists()
 
 
@@ -74,9 +76,12 @@ def test_a_damaged_checkpoint_is_kept_but_not_used(
     for _ in range(2):  # it may be saved anew and be damaged anew
         (save(folder, 6) / "actor" / "model.pt").write_text("weights of 7")
         assert settle(tmp_path) == 4
-    wrong = "actor/model.pt has another SHA-256 than when it was saved"
-    assert f"the checkpoint of step 6 is not used: {wrong}\n" in capsys.readouterr().out
-    assert skipped(tmp_path) == {6: wrong}
+    said = (
+        "the checkpoint of step 6 is not used: actor/model.pt has another SHA-256 than when it was"
+        " saved"
+    )
+    assert f"{said}\n" in capsys.readouterr().out
+    assert skipped(tmp_path) == {6: said}
     assert complete_steps(folder) == [2, 4]
     assert (folder / "damaged_global_step_6").is_dir()
 

@@ -70,7 +70,7 @@ class Watch:
             )
         elif kind == "checkpoint":
             self._print(f"[dim]checkpoint of step {event['step']}[/dim]")
-        elif kind == "alert":
+        elif kind in ("alert", "checkpoint_skipped", "retry"):
             self._print(f"[yellow]{escape(event['what'])}[/yellow]")
         elif kind == "error":
             self._print(f"[red]{escape(event['what'])}[/red]")

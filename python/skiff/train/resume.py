@@ -61,8 +61,9 @@ def settle(run_dir: Path) -> int:
         if not wrong:
             whole = step
             continue
-        events.emit(run_dir, "checkpoint_skipped", step=step, what=wrong)
-        print(f"the checkpoint of step {step} is not used: {wrong}", flush=True)
+        what = f"the checkpoint of step {step} is not used: {wrong}"
+        events.emit(run_dir, "checkpoint_skipped", step=step, what=what)
+        print(what, flush=True)
         _set_aside(place)
     tracker = folder / TRACKER
     if whole:
