@@ -170,7 +170,7 @@ SYMPTOMS = (
         r"No eligible providers were found|fi_getinfo.*(?:No data available|-61)"
         r"|OFI.*[Uu]nable to find|libfabric.*not found",
         "the network library looks for a fabric (EFA, InfiniBand) that this node does not have",
-        "FI_PROVIDER=tcp, and NCCL_SOCKET_IFNAME for the interface",
+        'hardware.fabric = "tcp", and hardware.interface',
     ),
     Symptom(
         "collective-timeout",
@@ -178,8 +178,7 @@ SYMPTOMS = (
         r"|DistNetworkError: |[Gg]loo.*(?:[Tt]imed out|[Tt]imeout|closed by peer)"
         r"|Connection closed by peer \[",
         "a rank of the trainer stopped answering: it died, or the network between them did",
-        "look for the first error of another rank; set the interface by NCCL_SOCKET_IFNAME and"
-        " GLOO_SOCKET_IFNAME",
+        "look for the first error of another rank; hardware.interface names the network to use",
     ),
     Symptom(
         "docker",

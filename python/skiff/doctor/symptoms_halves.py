@@ -30,6 +30,18 @@ SYMPTOMS = (
         'runtime.host = "0.0.0.0", and ports between the partitions open; `curl URL/health` there',
     ),
     Symptom(
+        "no-such-interface",
+        r"has no IPv4 address on \S+; there are ",
+        "the node has no network interface of the name in hardware.interface",
+        "choose one that all nodes of the trainer have: `ip -brief address`",
+    ),
+    Symptom(
+        "no-ray-ports",
+        r"no \d+ ports in a row are free",
+        "Ray finds no free ports on the node: processes of another job may be left there",
+        "`ss -ltn` there; exclude the node, or ask for it whole (--exclusive)",
+    ),
+    Symptom(
         "worker-stuck",
         r"\d+ prompts have no result although",
         "an agent worker of the trainer is dead or stuck",
