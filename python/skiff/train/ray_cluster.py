@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,13 +45,15 @@ POLL_SECONDS = 0.5
 class Place:
     """What the head's node tells the others.
 
-    temp_dir  Ray's, at the same path on every node
-    nonce     of this start; the token is made with it
+    temp_dir   Ray's, at the same path on every node
+    nonce      of this start; the token is made with it
+    variables  of every node's workers; no secret
     """
 
     address: str
     temp_dir: str
     nonce: str
+    variables: dict[str, str]
 
 
 def meeting(run_dir: Path, attempt: int) -> Path:
@@ -61,10 +63,15 @@ def meeting(run_dir: Path, attempt: int) -> Path:
 
 @contextlib.contextmanager
 def head(
-    config: Config, run_dir: Path, attempt: int, environment: Mapping[str, str], temp_dir: Path
+    config: Config,
+    run_dir: Path,
+    attempt: int,
+    environment: Mapping[str, str],
+    variables: dict[str, str],
+    temp_dir: Path,
 ) -> Iterator[str]:
     """The address of a cluster with all nodes, which ends with the block. `environment` is that of
-    verl, with Ray's token.
+    verl, with the place of Ray's token; `variables` are those in it that other nodes cannot know.
 
     Raises InfraError when Ray does not come up, or a node has not joined within JOIN_SECONDS.
     """
@@ -72,7 +79,7 @@ def head(
     ports = choose_ports(_job(), 0)
     here = node_address(config.hardware.interface)
     nonce = secrets.token_hex(16)
-    place = Place(f"{here}:{ports.head}", str(temp_dir), nonce)
+    place = Place(f"{here}:{ports.head}", str(temp_dir), nonce, variables)
     write_token(Path(environment["RAY_AUTH_TOKEN_PATH"]), run_dir, nonce)
     command = [*ray_start(config, here), "--head", *ports.options(head=True)]
     command += ["--include-dashboard=false", f"--temp-dir={temp_dir}"]
@@ -92,10 +99,10 @@ def join(
     run_dir: Path,
     attempt: int,
     node: int,
-    environment: Callable[[], Mapping[str, str]],
+    environment: Mapping[str, str],
 ) -> None:
-    """Be node number `node` of every cluster that the first node starts, until SIGTERM.
-    `environment` gives that of the workers here, without Ray's token.
+    """Be node number `node` of every cluster that the first node starts, until SIGTERM. The workers
+    here have `environment` and what the first node adds.
 
     Raises InfraError when Ray ends here while the first node counts on it.
     """
@@ -103,7 +110,7 @@ def join(
     log = run_dir / "logs" / f"ray-{node}.{attempt:02d}.log"
     while True:
         if (place := read_place(place_file)) is not None:
-            _take_part(config, run_dir, place, place_file, node, environment(), log)
+            _take_part(config, run_dir, place, place_file, node, environment, log)
         time.sleep(POLL_SECONDS)
 
 
@@ -123,7 +130,8 @@ def _take_part(
         write_token(token, run_dir, place.nonce)
         command = [*ray_start(config, here), f"--address={place.address}"]
         command += choose_ports(_job(), node).options(head=False)
-        with Child(command, {**environment, **token_variables(token)}, log) as ray:
+        whole = {**environment, **place.variables, **token_variables(token)}
+        with Child(command, whole, log) as ray:
             while read_place(place_file) == place:
                 if ray.returncode is not None:
                     time.sleep(POLL_SECONDS)  # the head's end may be its cause

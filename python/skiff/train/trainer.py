@@ -52,6 +52,7 @@ from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 LOOP = "skiff.train.agent_loop.SkiffAgentLoop"
 RENDEZVOUS_SECONDS = 120.0
 POLL_SECONDS = 0.2
+SERVER_VARIABLES = (FOLDER_VARIABLE, KEY_FILE_VARIABLE, URL_VARIABLE)
 
 
 def train(config_file: Path, rendezvous: Path, *, attempt: int) -> int:
@@ -213,20 +214,24 @@ def run_verl(
     if start.begun:
         overrides.append("trainer.val_before_train=false")
     request = request_file(run_dir, start.attempt)
-    environment = {
-        **clean_environment(dict(os.environ)),
+    variables = {  # on every node
+        **{name: os.environ[name] for name in SERVER_VARIABLES if name in os.environ},
         **verl_environment(config, run_dir),
         **kernels.environment,
         **wandb_environment(run_dir, secrets),
-        **secrets,
         "VERL_FILE_LOGGER_PATH": str(metrics),
-        **token_variables(token),
         VARIABLE: str(request),
+    }
+    environment = {
+        **clean_environment(dict(os.environ)),
+        **variables,
+        **secrets,
+        **token_variables(token),
     }
     listed = run_dir / "attempts" / f"{start.attempt:02d}" / "verl.txt"
     try:
         with (
-            ray_of(config, run_dir, start.attempt, environment, scratch) as ray,
+            ray_of(config, run_dir, start.attempt, environment, variables, scratch) as ray,
             watched_gpus(config, run_dir),
         ):
             overrides.append(ray)
@@ -250,28 +255,27 @@ def run_verl(
 
 @contextlib.contextmanager
 def ray_of(
-    config: Config, run_dir: Path, attempt: int, environment: dict[str, str], scratch: Path
+    config: Config,
+    run_dir: Path,
+    attempt: int,
+    environment: dict[str, str],
+    variables: dict[str, str],
+    scratch: Path,
 ) -> Iterator[str]:
     """verl's argument that names its Ray: one that it starts itself in `scratch`; where there are
-    several nodes, one that is there within the block."""
+    several nodes, one that is there within the block. `variables` go to all of them."""
     if config.hardware.nodes == 1:
         yield f"+ray_kwargs.ray_init._temp_dir={scratch}"
         return
-    with head(config, run_dir, attempt, environment, scratch) as address:
+    with head(config, run_dir, attempt, environment, variables, scratch) as address:
         yield f"+ray_kwargs.ray_init.address={address}"
 
 
-def help_train(config_file: Path, rendezvous: Path, *, attempt: int, node: int) -> None:
+def help_train(config_file: Path, *, attempt: int, node: int) -> None:
     """Be another node of the trainer, number `node` from 1, until SIGTERM. Raises SkiffError."""
     config = load_run_config(config_file)
-    run_dir = config_file.absolute().parent
-
-    def environment() -> dict[str, str]:
-        find_runtime(config, rendezvous)
-        cleaned = clean_environment(dict(os.environ))
-        return {**cleaned, **verl_environment(config, run_dir), **load_secrets()}
-
-    join(config, run_dir, attempt, node, environment)
+    environment = {**clean_environment(dict(os.environ)), **load_secrets()}
+    join(config, config_file.absolute().parent, attempt, node, environment)
 
 
 def follow(
