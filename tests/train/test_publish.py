@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from skiff.train import checkpoint as checkpoint_module
 from skiff.train import manifest
 from skiff.train.checkpoint import SaveHook
 from skiff.train.publish import Publisher
-from skiff.train.resume import complete_steps
+from skiff.train.resume import complete_steps, saved_steps
 from skiff.train.save_request import VARIABLE, SaveRequest, request_file
 
 
@@ -50,21 +51,31 @@ def test_what_was_saved_is_published_and_the_oldest_removed(
     with Publisher(tmp_path, keep=2, newest=0) as publisher:
         publisher.look()
         assert publisher.newest == 0
+
+        def looked(step: int) -> bool:
+            publisher.look()
+            return publisher.newest == step
+
         for step in (2, 4, 6):
             save(step)
-
-        def looked() -> bool:
-            publisher.look()
-            return publisher.newest == 6
-
-        until(looked)
+            until(functools.partial(looked, step))
         save(8)  # verl ends before the next look
         (tmp_path / "ckpt" / "global_step_10").mkdir()  # in the middle of a save
-    assert publisher.newest == 8
+        until(functools.partial(looked, 8))
     assert complete_steps(tmp_path / "ckpt") == [6, 8]
+    assert saved_steps(tmp_path / "ckpt") == [6, 8, 10]
     told = [(event["step"], event["bytes"]) for event in events.read(tmp_path, "checkpoint")]
     assert [step for step, _ in told] == [2, 4, 6, 8]
     assert all(size == len("weights") + 2 for _, size in told)
+
+
+def test_one_that_was_overtaken_is_left_out(tmp_path: Path, save: Callable[[int], None]) -> None:
+    for step in (2, 4, 6):
+        save(step)
+    with Publisher(tmp_path, keep=1, newest=0) as publisher:
+        pass
+    assert publisher.newest == 6
+    assert saved_steps(tmp_path / "ckpt") == [6]
 
 
 def test_a_full_disk_is_told(

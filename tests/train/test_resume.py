@@ -9,7 +9,7 @@ from skiff import events
 from skiff.errors import InfraError
 from skiff.train import manifest
 from skiff.train.manifest import write_manifest
-from skiff.train.resume import TRACKER, complete_steps, newest, retire, settle
+from skiff.train.resume import TRACKER, complete_steps, newest, retire, saved_steps, settle
 
 
 @pytest.fixture
@@ -123,11 +123,12 @@ def test_verl_finds_what_settle_names(tmp_path: Path, folder: Path) -> None:
     assert find_latest_ckpt_path(str(folder)) == str(folder / "global_step_3")
 
 
-def test_only_complete_checkpoints_are_counted_and_retired(folder: Path) -> None:
-    for step in (1, 2, 3):
+def test_the_newest_complete_ones_are_kept(folder: Path) -> None:
+    for step in (1, 3, 4):
         save(folder, step)
-    torn = save(folder, 4, published=False)
+    for step in (2, 5):
+        save(folder, step, published=False)
+    retire(folder, 4)
+    assert saved_steps(folder) == [1, 2, 3, 4, 5]
     retire(folder, 2)
-    assert complete_steps(folder) == [2, 3]
-    assert torn.exists()
-    assert not (folder / "global_step_1").exists()
+    assert saved_steps(folder) == [3, 4, 5]

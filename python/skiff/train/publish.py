@@ -35,7 +35,11 @@ class Publisher:
         self.newest = newest  # step of the newest published checkpoint
 
     def look(self) -> None:
-        """Begin with a checkpoint that was saved since, unless one is still being worked on."""
+        """Begin with the newest one that was saved since, unless one is still being worked on.
+
+        One that was overtaken meanwhile is not published: what comes in faster than it is hashed
+        must not fill the disk.
+        """
         if self._work is not None and self._work.done():
             work, self._work = self._work, None
             try:
@@ -45,9 +49,10 @@ class Publisher:
                     f"a checkpoint was not published: {error}", where=str(self._folder)
                 ) from error
         if self._work is None:
-            for step in saved_steps(self._folder):
-                place = checkpoint(self._folder, step)
-                if (place / SAVED).exists() and not (place / manifest.NAME).exists():
+            for step in reversed(saved_steps(self._folder)):
+                if step <= self.newest:
+                    return
+                if (checkpoint(self._folder, step) / SAVED).exists():
                     self._work = self._pool.submit(self._publish, step)
                     return
 

@@ -84,8 +84,11 @@ def _set_aside(place: Path) -> None:
 
 
 def retire(folder: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep`. Raises OSError."""
-    for step in complete_steps(folder)[:-keep]:
-        place = checkpoint(folder, step)
-        (place / manifest.NAME).unlink()  # first: what is half removed must not look whole
-        shutil.rmtree(place)
+    """Remove what is older than the newest `keep` complete checkpoints. Raises OSError."""
+    oldest = ([0] * keep + complete_steps(folder))[-keep]
+    for step in saved_steps(folder):
+        if step < oldest:
+            place = checkpoint(folder, step)
+            # First: what is half removed must not look whole.
+            (place / manifest.NAME).unlink(missing_ok=True)
+            shutil.rmtree(place)
