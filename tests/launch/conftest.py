@@ -16,7 +16,7 @@ from skiff.launch import run_folder
 HEAD = """
 import argparse, json, os, pathlib, signal, socket, sys, time
 parser = argparse.ArgumentParser()
-for name in ("--config", "--rendezvous", "--key-file", "--attempt", "--port", "--job"):
+for name in ("--config", "--rendezvous", "--key-file", "--attempt", "--port", "--job", "--node"):
     parser.add_argument(name)
 options = parser.parse_args()
 run = pathlib.Path(options.config).parent

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from skiff import events
+from skiff.config import Config
+from skiff.config.load import write_config
 from skiff.errors import InfraError
 from skiff.launch import half, local, run_folder
-from skiff.launch.half import run_half
+from skiff.launch.half import EndedElsewhereError, run_half
 
 Entrypoints = Callable[..., Path]
 Story = Callable[[], list[str]]
@@ -119,3 +121,57 @@ def test_an_earlier_attempt_is_not_looked_at(run_dir: Path, entrypoints: Entrypo
     assert run_half("train", run_dir, 2, alone=True, entrypoints=entrypoints(train)) == 0
     assert (run_dir / "story").read_text() == "02\n"
     assert (run_dir / "attempts" / "02").is_dir()
+
+
+def test_the_cause_elsewhere_is_ours(run_dir: Path, entrypoints: Entrypoints) -> None:
+    end = run_folder.meeting(run_dir, 1) / run_folder.END
+    end.write_text("4\nruntime half on cpu7: no disk\n")
+    with pytest.raises(EndedElsewhereError, match="runtime half on cpu7: no disk") as caught:
+        run_half("train", run_dir, 1, alone=True, entrypoints=entrypoints(WAIT))
+    assert caught.value.exit_code == 4
+    assert finished(run_dir) == (4, "runtime half on cpu7: no disk")
+
+
+def test_a_server_ends_well_whatever_the_trainer_has(
+    run_dir: Path, entrypoints: Entrypoints
+) -> None:
+    (run_folder.meeting(run_dir, 1) / run_folder.END).write_text("2\nno model\n")
+    assert run_half("runtime", run_dir, 1, entrypoints=entrypoints("")) == 0
+
+
+def test_a_partner_that_does_not_come_ends_a_half(
+    run_dir: Path, entrypoints: Entrypoints, runtime_config: Callable[..., Config]
+) -> None:
+    config = runtime_config(
+        runtime={"host": "0.0.0.0"},
+        hardware={"platform": "cpu", "dtype": "float32"},
+        slurm={"wait_seconds": 0.3},
+    )
+    write_config(config, run_dir / run_folder.CONFIG)
+    with pytest.raises(InfraError, match=r"train half: 0 of 1 nodes have appeared within 0\.3 s"):
+        run_half("runtime", run_dir, 1, entrypoints=entrypoints(""))
+    assert not list(run_dir.glob("rendezvous/01/lease-*"))
+
+
+def test_a_further_node_of_the_trainer_ends_with_the_first(
+    run_dir: Path,
+    entrypoints: Entrypoints,
+    story: Story,
+    monkeypatch: pytest.MonkeyPatch,
+    end_when: Callable[[Callable[[], bool]], None],
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    train = WAIT.replace('tell("train starts")', 'tell(f"node {options.node}")')
+    end_when(lambda: "node 1" in story())
+    assert run_half("train", run_dir, 1, alone=True, entrypoints=entrypoints(train)) == 0
+    assert story() == ["node 1", "train ends"]
+    assert list(events.read(run_dir, "finished")) == []
+
+
+def test_a_further_node_that_fails_is_named(
+    run_dir: Path, entrypoints: Entrypoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    train = 'print("error: no Ray here", file=sys.stderr); sys.exit(3)'
+    with pytest.raises(InfraError, match="node 1 of the trainer: no Ray here"):
+        run_half("train", run_dir, 1, alone=True, entrypoints=entrypoints(train))
