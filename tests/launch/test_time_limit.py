@@ -28,7 +28,7 @@ def asked(
 
 def make_run(runtime_config: Callable[..., Config], tmp_path: Path, seconds: int) -> Path:
     config = runtime_config(
-        run={"folder": str(tmp_path / "made")},
+        run={"folder": str(tmp_path / "asked")},
         runtime={"host": "0.0.0.0"},
         hardware={"platform": "cpu", "dtype": "float32"},
         slurm={"signal_seconds": seconds},
