@@ -245,8 +245,19 @@ def _kernel_commands(commands: _Commands) -> None:
     explain.add_argument("other", type=Path)
     explain.set_defaults(call=_kernels_explain)
 
+    build = commands.add_parser("build", help="make a pack, on a node with the GPU it is for")
+    _profile_arguments(build)
+    build.add_argument("--packs", type=Path, metavar="FOLDER", help="instead of kernels.packs")
+    build.set_defaults(call=_kernels_build)
+
     verify = commands.add_parser("verify", help="check every file of packs by its sha256")
     verify.add_argument("pack", type=Path, nargs="+")
+    verify.add_argument(
+        "--strict",
+        action="store_true",
+        help="also start the engine and the trainer, on the packs' GPU, and prove that nothing"
+        " is compiled",
+    )
     verify.set_defaults(call=_kernels_verify)
 
     prune = commands.add_parser("prune", help="remove old packs")
@@ -621,6 +632,16 @@ def _kernels_explain(parsed: argparse.Namespace, console: Console) -> int:
     return 1 if found else 0
 
 
+def _kernels_build(parsed: argparse.Namespace, console: Console) -> None:
+    from skiff.launch.kernels import build
+
+    config = _load(parsed)
+    if parsed.packs is not None:
+        kernels = config.kernels.model_copy(update={"packs": parsed.packs})
+        config = config.model_copy(update={"kernels": kernels})
+    console.print(f"pack: {build(config, console)}", markup=False, soft_wrap=True)
+
+
 def _kernels_verify(parsed: argparse.Namespace, console: Console) -> int:
     from skiff.kernels.packs import read_pack, verify
 
@@ -628,6 +649,11 @@ def _kernels_verify(parsed: argparse.Namespace, console: Console) -> int:
     for folder, sentences in wrong.items():
         for sentence in sentences or ["whole"]:
             console.print(f"{folder}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        if parsed.strict and not sentences:
+            from skiff.launch.kernels import prove
+
+            prove(folder, console)
+            console.print(f"{folder}: nothing was compiled", markup=False, soft_wrap=True)
     return 1 if any(wrong.values()) else 0
 
 

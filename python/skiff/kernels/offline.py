@@ -9,6 +9,7 @@ kernels whose caller asks the GPU for its properties.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,10 @@ class Seen:
 
 
 def load_stub(folder: Path) -> None:
-    """Load the stub of libcuda, so that modules linked with it load where there is no driver."""
+    """Load the driver, or else the stub of it, so that modules linked with it load."""
+    with contextlib.suppress(OSError):  # its libraries would not find all that they want in a stub
+        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+        return
     try:
         ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:

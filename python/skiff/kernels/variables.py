@@ -70,6 +70,7 @@ TABLE: tuple[Variable, ...] = (
     Variable("VLLM_CACHE_ROOT", "{root}/vllm", "compiled models; else in HOME"),
     Variable("VLLM_DISABLE_COMPILE_CACHE", "0", "verl sets 1, and nothing is kept", keyed=True),
     Variable("VLLM_CONFIG_ROOT", "{root}/vllm-config", "vLLM 0.24 hashes it: HOME", keyed=True),
+    Variable("VLLM_NO_USAGE_STATS", "1", "writes a file of its own at each start"),
     Variable("VLLM_XLA_CACHE_PATH", "{root}/vllm-xla", "vLLM 0.24 hashes it: HOME", keyed=True),
     Variable(
         "VLLM_USE_FLASHINFER_SAMPLER", "0", "FlashInfer's sampler is made by nvcc", keyed=True

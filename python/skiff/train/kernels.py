@@ -33,6 +33,8 @@ from skiff.kernels.variables import LAYER, REFUSE, ROOT, Mode, environment
 
 PACK = "pack"  # of a bake, in its run folder
 _LOCKS = Path(__file__).parents[3] / "locks"
+# A bake and its proof each take every step: nothing is saved, nothing resumed.
+_ALONE = ["trainer.save_freq=-1", "trainer.resume_mode=disable"]
 
 
 class Use(Enum):
@@ -122,7 +124,7 @@ def place_kernels(
         use,
         run_dir,
         kept_as=_kept_as(config, run_dir, facts, use),
-        overrides=_overrides(choice),
+        overrides=[*_overrides(choice), *([] if use is Use.LADDER else _ALONE)],
         environment=variables,
         facts=facts,
         choice=choice,
