@@ -61,10 +61,10 @@ class Slurm(Section):
         "het", description="both halves in one heterogeneous job, or a job for each"
     )
     signal_seconds: Positive = Field(
-        120, description="so long before the time limit both halves are ended in order"
+        120, description="so long before the time limit the trainer is asked to save: a step and a save"
     )
     requeues: NotNegative = Field(
-        0, description="so often a job at its time limit goes on from the last checkpoint"
+        0, description="so often a job goes on at its time limit, when preempted, without a node"
     )
     lease_seconds: Seconds = Field(
         120, description="a half that gives no sign of life for so long ends the other one"
