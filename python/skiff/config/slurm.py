@@ -61,7 +61,7 @@ class Slurm(Section):
         "het", description="both halves in one heterogeneous job, or a job for each"
     )
     signal_seconds: Positive = Field(
-        120, description="so long before the time limit the trainer is asked to save: a step and a save"
+        120, description="before the time limit, when the trainer is asked to save and end"
     )
     requeues: NotNegative = Field(
         0, description="so often a job goes on at its time limit, when preempted, without a node"
