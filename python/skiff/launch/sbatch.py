@@ -135,7 +135,8 @@ def sbatch_text(
         at_limit=at_limit,
     )
     go_on = _REQUEUE.format(requeues=slurm.requeues) if slurm.requeues else ""
-    cause = _CAUSE.format(end=run_folder.END) if shape is Shape.HET else ""
+    told = shape is Shape.HET or alone  # in two jobs each has an exit code of its own
+    cause = _CAUSE.format(end=run_folder.END) if told else ""
     tail = _TAIL.format(end=run_folder.END, later=SAVED, go_on=go_on, cause=cause)
     return "\n".join(lines) + "\n" + head + starts + tail + 'exit "$code"\n'
 
