@@ -51,9 +51,18 @@ def test_a_gpu_is_given_to_who_needs_it(tmp_path: Path, monkeypatch: pytest.Monk
         )
 
     assert "--nv" in program(gpus=True).command
+    assert f"--bind={tmp_path / 'kernels'}:/opt/skiff/kernels" in program(gpus=True).command
+    assert list((tmp_path / "kernels").iterdir()) == []
     assert "--nv" not in program(gpus=False).command
     environment = program(gpus=True).environment
     assert environment["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "MIG-1,MIG-2"
+
+
+def test_the_folder_of_packs_is_bound(
+    runtime_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = runtime_config(kernels={"packs": str(tmp_path / "packs")})
+    assert tmp_path / "packs" in trainer_binds(config, tmp_path / "run")
 
 
 def test_further_folders_are_bound_into_both(

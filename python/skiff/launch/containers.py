@@ -57,8 +57,8 @@ def sif_program(
     """The entry point of an image: a SIF, or one that is unpacked in a folder.
 
     `binds` appear at their own paths, `readable` do so read-only, `scratch` is /tmp.
-    With `gpus` the host's NVIDIA driver and devices are bound, too, and an empty folder for compiled
-    kernels.
+    With `gpus` the host's NVIDIA driver and devices are bound, too, and an empty folder for
+    compiled kernels.
     """
     modes = {path.absolute(): ":ro" for path in readable if path.exists()}
     modes |= {path.absolute(): "" for path in binds if path.exists()}
@@ -73,7 +73,7 @@ def sif_program(
     ]
     isolated = ["--userns", "--contain", "--cleanenv", "--no-home", "--pwd=/tmp"]
     if gpus:
-        (scratch / ROOT.name).mkdir()
+        (scratch / ROOT.name).mkdir(exist_ok=True)
         isolated += ["--nv", f"--bind={scratch / ROOT.name}:{ROOT}"]
     command = [str(find_apptainer()), "--silent", "run", *isolated, *options, str(image)]
     environment = apptainer_environment()

@@ -34,7 +34,7 @@ def build(config: Config, console: Console, *, entrypoints: Path = ENTRYPOINTS) 
     if packs is None:
         raise ConfigError("is not set", where="kernels.packs", remedy="name a folder for packs")
     packs.mkdir(parents=True, exist_ok=True)
-    run_dir = _make_run(config, console)
+    run_dir = _make_run(config, "kernels", console)
     for use in (Use.BAKE, Use.PROOF):
         _start(run_dir, use, console, entrypoints)
     made = read_pack(run_dir / PACK)
@@ -59,24 +59,24 @@ def prove(pack: Path, console: Console, *, entrypoints: Path = ENTRYPOINTS) -> N
         raise ConfigError(
             f"has no {PROFILE}", where=str(pack), remedy="build it with `skiff kernels build`"
         )
-    run_dir = _make_run(load_run_config(profile), console)
+    run_dir = _make_run(load_run_config(profile), "proof", console)
     shutil.copytree(pack, run_dir / PACK)
     _start(run_dir, Use.PROOF, console, entrypoints)
 
 
-def _make_run(config: Config, console: Console) -> Path:
-    small = _short(config)
+def _make_run(config: Config, kind: str, console: Console) -> Path:
+    small = _short(config, f"{config.run.name[:56]}-{kind}")
     check_inputs(small)
     run_dir = run_folder.make(small)
     console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
     return run_dir
 
 
-def _short(config: Config) -> Config:
+def _short(config: Config, name: str) -> Config:
     """The profile's engine and trainer, a few steps, and nothing beside them."""
     train = {"steps": STEPS, "validate_every": 0, "validate_first": False, "save_every": 0}
     changes = {
-        "run": {"name": f"{config.run.name[:56]}-kernels"},
+        "run": {"name": name},
         "train": {**train, "export": False},
         "runtime": {"url": None},
         "logging": {"wandb": False, "tensorboard": False},

@@ -274,8 +274,12 @@ def ray_of(
 def help_train(config_file: Path, *, attempt: int, node: int) -> None:
     """Be another node of the trainer, number `node` from 1, until SIGTERM. Raises SkiffError."""
     config = load_run_config(config_file)
+    run_dir = config_file.absolute().parent
     environment = {**clean_environment(dict(os.environ)), **load_secrets()}
-    join(config, config_file.absolute().parent, attempt, node, environment)
+    if config.model.path != WARM_START:  # which has no GPU, and is made only by the first node
+        model = str(model_folder(config))
+        environment |= place_kernels(config, run_dir, model, attempt=attempt).environment
+    join(config, run_dir, attempt, node, environment)
 
 
 def follow(
