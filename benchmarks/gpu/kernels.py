@@ -415,30 +415,40 @@ def run(work: Path) -> None:
 
 
 def rows(found: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table."""
+    """The lines of the tables."""
     for size in SIZES:
         engine = found.get(f"engines-{size}", {})
-        eager = engine.get("eager", {})
+        cold, warm = engine["eager-cold"], engine["eager"]
         yield f"\n### {size}\n"
-        yield "| start | seconds | of eager's | compile | graphs | tok/s at 1 | at 8 | at 64 |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield "| start | s | of eager-cold | of eager | tok/s at 1 | at 8 | at 64 | compiled |"
+        yield "|---|---:|---:|---:|---:|---:|---:|---|"
         for mode in MODES:
             one = engine.get(mode, {})
             if "start_seconds" not in one:
-                yield f"| {mode} | failed: exit code {one.get('exit_code')} | | | | | | |"
+                yield f"| {mode} | not run | | | | | | |"
                 continue
-            ratio = one["start_seconds"] / eager["start_seconds"]
+            begun = one["start_seconds"]
+            ratios = [f"{begun / other['start_seconds']:.2f}" for other in (cold, warm)]
             speeds = []
             for batch in map(str, BATCHES):
                 speed = one["decode"][batch]
-                speeds.append(f"{speed:.0f} ({speed / eager['decode'][batch]:.2f})")
-            parts = [str(one.get(key, "")) for key in ("compile_seconds", "capture_seconds")]
-            cells = [mode, f"{one['start_seconds']:.1f}", f"{ratio:.2f}", *parts, *speeds]
+                speeds.append(f"{speed:,.0f} ({speed / warm['decode'][batch]:.2f})")
+            seen = str(one["findings_count"]) if "findings_count" in one else ""
+            cells = [mode, f"{one['start_seconds']:.1f}", *ratios, *speeds, seen]
+            yield f"| {' | '.join(cells)} |"
+    yield "\n### verl, two steps\n"
+    yield "| GPUs | bake, s | proof, s | pack | said |"
+    yield "|---|---:|---:|---|---|"
+    for name in VERL:
+        if (one := found.get(f"verl-{name}")) is not None:
+            seconds = [f"{seconds:.0f}" for _, seconds in one["phases"]]
+            size = f"{one['pack_files']} files, {one['pack_bytes'] / 2**20:.1f} MiB"
+            cells = [str(one["gpus"]), *seconds, size, one["kernels"][-1]]
             yield f"| {' | '.join(cells)} |"
 
 
 def report(work: Path) -> None:
-    """Write the measured part of benchmarks/kernels.md, and everything else as JSON beside it."""
+    """Write the measured part of benchmarks/kernels.md."""
     found = {file.stem: json.loads(file.read_text()) for file in (work / "results").glob("*.json")}
     text = "\n".join(rows(found)) + "\n"
     head = TABLE.read_text().partition(BEGIN)[0] if TABLE.exists() else "# Kernel packs\n\n"
