@@ -17,8 +17,8 @@ from skiff.apptainer import squashfs_tool
 from skiff.errors import InfraError
 
 SQUASH_SECONDS = 600.0
-# Notes of what was done, not compiled code: they differ after each start. Inductor times its kernels
-# again at each one, and writes down how long that took.
+# Notes of what was done, not compiled code: they differ after each start. Inductor times its
+# kernels again at each one, and writes down how long that took.
 NOTES = (".best_config", ".lock", ".log")
 
 
