@@ -35,6 +35,7 @@ from skiff.sandbox.key import read_key_file
 from skiff.train.causes import failure_in
 from skiff.train.overrides import ray_resources
 from skiff.train.ray_ports import choose_ports
+from skiff.train.retry import TransientError
 
 PLACE = "ray.json"
 JOIN_SECONDS = 300.0  # the other nodes wait for the head already
@@ -110,7 +111,10 @@ def join(
     log = run_dir / "logs" / f"ray-{node}.{attempt:02d}.log"
     while True:
         if (place := read_place(place_file)) is not None:
-            _take_part(config, run_dir, place, place_file, node, environment, log)
+            try:
+                _take_part(config, run_dir, place, place_file, node, environment, log)
+            except TransientError as error:  # the first node waits JOIN_SECONDS for us
+                print(f"{error}; joined again, because {error.why}", flush=True)
         time.sleep(POLL_SECONDS)
 
 
@@ -137,9 +141,7 @@ def _take_part(
                     time.sleep(POLL_SECONDS)  # the head's end may be its cause
                     if read_place(place_file) != place:
                         return
-                    raise InfraError(
-                        failure_in(log).sentence, where=f"Ray on node {node}", remedy=f"log: {log}"
-                    )
+                    raise _failed(log, f"Ray on node {node}")
                 time.sleep(POLL_SECONDS)
 
 
@@ -217,9 +219,7 @@ def _wait_listening(host: str, port: int, ray: Child, log: Path) -> None:
     deadline = time.monotonic() + JOIN_SECONDS
     while not _listens(host, port):
         if ray.returncode is not None or time.monotonic() > deadline:
-            raise InfraError(
-                failure_in(log).sentence, where="Ray's head did not come up", remedy=f"log: {log}"
-            )
+            raise _failed(log, "Ray's head did not come up")
         time.sleep(POLL_SECONDS)
 
 
@@ -236,6 +236,12 @@ def _wait_nodes(config: Config, place: Place, environment: Mapping[str, str], lo
         while probe.returncode is None:
             time.sleep(POLL_SECONDS)
     if probe.returncode != 0:
-        raise InfraError(
-            failure_in(log).sentence, where="Ray over the trainer's nodes", remedy=f"log: {log}"
-        )
+        raise _failed(log, "Ray over the trainer's nodes")
+
+
+def _failed(log: Path, where: str) -> InfraError:
+    """What the log says, as an error that is tried again if it may pass."""
+    failure, remedy = failure_in(log), f"log: {log}"
+    if failure.retry:
+        return TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
+    return InfraError(failure.sentence, where=where, remedy=remedy)
