@@ -72,7 +72,7 @@ def test_what_was_saved_is_published_and_the_oldest_removed(
 def test_one_that_was_overtaken_is_left_out(tmp_path: Path, save: Callable[[int], None]) -> None:
     for step in (2, 4, 6):
         save(step)
-    with Publisher(tmp_path, keep=1, newest=0) as publisher:
+    with Publisher(tmp_path, keep=2, newest=0) as publisher:
         pass
     assert publisher.newest == 6
     assert saved_steps(tmp_path / "ckpt") == [6]

@@ -84,10 +84,11 @@ def _set_aside(place: Path) -> None:
 
 
 def retire(folder: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` complete checkpoints. Raises OSError."""
-    oldest = ([0] * keep + complete_steps(folder))[-keep]
+    """Remove what is older than the newest complete checkpoint, but for the newest `keep` complete
+    ones. Raises OSError."""
+    kept = complete_steps(folder)[-keep:]
     for step in saved_steps(folder):
-        if step < oldest:
+        if step not in kept and step < max(kept, default=0):
             place = checkpoint(folder, step)
             # First: what is half removed must not look whole.
             (place / manifest.NAME).unlink(missing_ok=True)
