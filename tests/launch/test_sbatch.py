@@ -55,7 +55,7 @@ def test_every_script_is_sound_shell() -> None:
     shellcheck = shutil.which("shellcheck", path=CLONE / ".venv" / "bin")
     assert shellcheck is not None
     scripts = [*GOLDEN.glob("*.sbatch"), *(CLONE / "sbatch").glob("*.sbatch")]
-    assert len(scripts) == len(CASES) + 3
+    assert len(scripts) == len(CASES) + 4
     done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
