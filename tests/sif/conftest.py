@@ -6,11 +6,16 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from skiff.apptainer import apptainer_environment, find_apptainer
+from skiff.config import Config
+from skiff.config.load import parse_config
 from skiff.images.definitions import DEFAULT, find_image
 from skiff.images.runnable import runnable
+from skiff.tasks import shell
+from skiff.train import tiny
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +58,54 @@ def common() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
+
+
+@pytest.fixture
+def make_config(sif: Callable[[str], Path], tmp_path: Path) -> Callable[..., Config]:
+    """`make_config(runtime={...})`: one small step, both halves from images."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        data: dict[str, dict[str, Any]] = {
+            "run": {"name": "sif", "folder": str(tmp_path / "runs")},
+            "model": {"path": "none", "context_tokens": 6144},
+            "tasks": {
+                "train": ["shell:train"],
+                "validation": ["shell:validation"],
+                "train_limit": 4,
+                "validation_limit": 2,
+            },
+            "rollout": {
+                "trajectories_per_prompt": 2,
+                "prompts_per_step": 2,
+                "prompt_tokens": 5120,
+                "response_tokens": 512,
+            },
+            "agent": {"max_turns": 2, "turn_tokens": 24, "command_seconds": 10},
+            "images": {"runtime": str(sif("runtime")), "trainer": str(sif("trainer-cpu"))},
+            "train": {"steps": 1, "validate_first": False},
+            "hardware": {
+                "platform": "cpu",
+                "dtype": "float32",
+                "micro_batch": 4,
+                "engine_cache_gib": 1,
+            },
+        }
+        for name, values in sections.items():
+            data.setdefault(name, {}).update(values)
+        return parse_config(data)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen3 whose tokenizer knows the words of the shell tasks."""
+    folder = tmp_path_factory.mktemp("made") / "model"
+    texts = [
+        part
+        for task in shell.tasks("train")[:64]
+        for part in (task.prompt, *(file.content for file in task.files))
+    ]
+    tokenizer = tiny.make_tokenizer(folder, texts)
+    tiny.make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=6144)
+    return folder
