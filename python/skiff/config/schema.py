@@ -195,7 +195,7 @@ class Kernels(Section):
     """Compiled kernels of GPU starts; see docs/kernels.md."""
 
     packs: Path | None = Field(
-        None, description="a folder of packs: a start uses the one that fits, or adds its own"
+        None, description="a folder of packs, made by `skiff kernels build`: one that fits is used"
     )
 
 
