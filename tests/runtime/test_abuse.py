@@ -332,7 +332,8 @@ def test_no_option_of_the_server_touches_its_key() -> None:
     options = {
         word.strip("[],") for word in shown.stdout.split() if word.strip("[").startswith("--")
     }
-    assert options == {"--help", "--config", "--rendezvous", "--key-file", "--port"}
+    known = {"--help", "--config", "--rendezvous", "--key-file", "--port", "--attempt", "--job"}
+    assert options == known
 
 
 @pytest.mark.parametrize("name", ["auth", "disable_auth", "key", "api_key", "insecure"])

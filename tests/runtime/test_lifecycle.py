@@ -215,8 +215,8 @@ def test_key_file_that_others_can_read(
 
 def test_what_is_published(runtime_server: Any) -> None:
     place = json.loads((runtime_server.folder / "runtime.json").read_text())
-    words = {"url", "host", "port", "pid", "key_file", "nonce", "started", "places"}
-    assert set(place) == words
+    where = {"url", "host", "port", "pid", "key_file", "places"}
+    assert set(place) == where | {"nonce", "started", "attempt", "job"}
     assert place["url"] == f"http://{place['host']}:{place['port']}"
     assert Path(place["key_file"]).stat().st_mode & 0o777 == 0o600
     for word in (runtime_server.key.encode(), b"session_api_key"):

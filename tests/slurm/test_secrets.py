@@ -69,6 +69,8 @@ class Lookout:
             environment = (process / "environ").read_bytes()
         except OSError:  # it has ended
             return
+        if not words:  # it is becoming another program, or has ended
+            return
         for secret in self.secrets:
             if secret in words:
                 self.leaks.add(f"arguments: {words!r}")
