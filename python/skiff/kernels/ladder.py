@@ -43,6 +43,13 @@ class Compiled:
         """A squashfs file or a folder."""
         return self.path / (ARCHIVE if self.manifest.archive else TREE)
 
+    def damage(self) -> list[str]:
+        """What is wrong with what lies there, a sentence each; a squashfs file is not unpacked."""
+        if not self.manifest.archive:
+            return damage(self.tree, self.manifest.files)
+        whole = self.tree.is_file() and digest(self.tree) == self.manifest.archive
+        return [] if whole else [f"{ARCHIVE} is damaged"]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -75,8 +82,8 @@ def choose(
     """The best rung for a start with the facts `ours`.
 
     `missing` is what compiling would lack here; empty when it can be done. `unreadable` tells of
-    packs that are none. Raises InfraError when
-    no rung holds; it names that, and the first difference of the nearest pack and of the layer.
+    packs that are none. Raises InfraError when no rung holds; it names that, and the first
+    difference of the nearest pack and of the layer.
     """
     reasons = list(unreadable)
     refused = [(pack, _against(pack, ours)) for pack in packs]
@@ -103,13 +110,7 @@ def choose(
 
 def _against(compiled: Compiled, ours: Facts) -> list[str]:
     """Why `compiled` does not serve. Files are read only where the manifest fits."""
-    manifest = compiled.manifest
-    if differing := [str(one) for one in check(manifest, ours)]:
-        return differing
-    if not manifest.archive:
-        return damage(compiled.tree, manifest.files)
-    whole = compiled.tree.is_file() and digest(compiled.tree) == manifest.archive
-    return [] if whole else [f"{ARCHIVE} is damaged"]
+    return [str(one) for one in check(compiled.manifest, ours)] or compiled.damage()
 
 
 def _told(reasons: Sequence[str]) -> str:

@@ -103,14 +103,11 @@ def explain(one: Compiled, other: Compiled) -> list[Difference]:
 
 def verify(pack: Compiled) -> list[str]:
     """What is wrong with the files of a pack or a layer; empty when every digest is right."""
-    manifest = pack.manifest
-    if not manifest.archive:
-        return damage(pack.tree, manifest.files)
-    if not pack.tree.is_file() or digest(pack.tree) != manifest.archive:
-        return [f"{ARCHIVE} is damaged"]
+    if (wrong := pack.damage()) or not pack.manifest.archive:
+        return wrong
     with TemporaryDirectory(prefix="skiff-") as unpacked:
         place(pack.tree, Path(unpacked))
-        return damage(Path(unpacked), manifest.files)
+        return damage(Path(unpacked), pack.manifest.files)
 
 
 def prune(packs: Sequence[Compiled], *, older_than: float, dry_run: bool) -> list[Compiled]:
