@@ -14,7 +14,6 @@ from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.images.definitions import DEFAULT, find_image
 from skiff.images.runnable import runnable
-from skiff.tasks import shell
 from skiff.train import tiny
 
 
@@ -101,11 +100,5 @@ def make_config(sif: Callable[[str], Path], tmp_path: Path) -> Callable[..., Con
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen3 whose tokenizer knows the words of the shell tasks."""
     folder = tmp_path_factory.mktemp("made") / "model"
-    texts = [
-        part
-        for task in shell.tasks("train")[:64]
-        for part in (task.prompt, *(file.content for file in task.files))
-    ]
-    tokenizer = tiny.make_tokenizer(folder, texts)
-    tiny.make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=6144)
+    tiny.make_shell_model(folder)
     return folder

@@ -23,7 +23,6 @@ from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.errors import InfraError
 from skiff.launch import local, run_folder
-from skiff.tasks import shell
 from skiff.train import resume, tiny
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("debian_image")]
@@ -33,13 +32,7 @@ pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("debian_image")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random tiny Qwen3 whose tokenizer knows the words of the shell tasks."""
     folder = tmp_path_factory.mktemp("model")
-    texts = [
-        part
-        for task in shell.tasks("train")[:256]
-        for part in (task.prompt, *(file.content for file in task.files))
-    ]
-    tokenizer = tiny.make_tokenizer(folder, texts)
-    tiny.make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=6144)
+    tiny.make_shell_model(folder)
     return str(folder)
 
 

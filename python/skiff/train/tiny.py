@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from skiff.tasks import shell
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # ChatML as Qwen writes it, without tools and thinking, so that a turn costs five extra tokens.
@@ -89,6 +91,15 @@ def make_model(
     model = Qwen3ForCausalLM(config)
     save(folder, model, tokenizer)
     return model
+
+
+def make_shell_model(folder: Path, *, context_tokens: int = 6144) -> None:
+    """A random model of 2 layers, saved to `folder`, whose tokenizer knows the words of the shell
+    tasks, so that their prompts are short. What it writes means nothing."""
+    tasks = shell.tasks("train")[:256]
+    texts = [text for task in tasks for text in (task.prompt, *(f.content for f in task.files))]
+    tokenizer = make_tokenizer(folder, texts)
+    make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=context_tokens)
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> None:
