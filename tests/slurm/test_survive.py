@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from skiff import events
 from skiff.launch.status import status
@@ -167,4 +168,25 @@ def test_a_run_that_loses_a_node_goes_on(
         slurm("return", "gpu1")
     begin_again(run, 2)
     assert [(job.state, job.exit) for job in run.ended().values()] == [("COMPLETED", 0)] * 2
+    assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
+
+
+def test_a_run_whose_trainer_is_killed_goes_on(
+    submit_run: Submit, profile: Profile, verl: Callable[..., None]
+) -> None:
+    verl(0.5)
+    run = submit_run(profile)
+    until(lambda: len(steps(run)) > 7)
+    [trainer] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(run.folder / "config.toml") in (words := process.info["cmdline"] or [])
+        and any(word.endswith("entrypoints/train") for word in words)
+    ]
+    trainer.kill()
+    begin_again(run, 2)
+    assert [(job.state, job.exit) for job in run.ended().values()] == [("COMPLETED", 0)] * 2
+    (_, first), second = finished(run)
+    assert first.startswith("trainer: was killed by SIGKILL")
+    assert second == (0, "done")
     assert sorted(set(steps(run))) == list(range(1, STEPS + 1))

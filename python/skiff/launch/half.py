@@ -10,7 +10,8 @@ is 130, or SAVED where it was asked to save before the time limit, whether or no
 The halves find each other in RUN/rendezvous/NN: what an earlier attempt has left is not looked at.
 There each half shows that it lives (skiff.launch.leases), and why it has ended: a file END without
 text asks all to end, else its first line is an exit status and the rest a sentence. At SAVED the
-job's script has Slurm begin again, if the profile allows that.
+job's script has Slurm begin again, if the profile allows that: so a run goes on after a time limit,
+and where a part of it was lost or killed by SIGKILL (LostError), which says nothing against it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -53,6 +55,7 @@ from skiff.runtime.server import STATE_FOLDER
 from skiff.train.save_request import SAVED
 
 POLL_SECONDS = 1.0  # each look is a call to the shared file system
+KILLED = 128 + signal.SIGKILL
 BUILT_HERE = ("shell", "synthetic")  # tasks in the image that is made where it is absent
 
 
@@ -215,6 +218,8 @@ def _train(lookout: Lookout) -> int:
                 time.sleep(POLL_SECONDS)
             # As a shell counts: 128 and the signal's number.
             code = ended if ended >= 0 else 128 - ended
+            if code == KILLED:
+                raise _killed("trainer", halves)
             if code == SAVED:
                 reason = limit.reason()
             elif code == 0:
@@ -240,11 +245,22 @@ def _help_train(lookout: Lookout, number: int) -> int:
             if lookout.check():
                 return 0
             time.sleep(POLL_SECONDS)
+    if code in (KILLED, -signal.SIGKILL):
+        raise _killed(f"node {number} of the trainer", halves)
     log = halves.log("train")
     raise InfraError(
         last_error(log) or f"ended with exit code {code}",
         where=f"node {number} of the trainer",
         remedy=f"log: {log}",
+    )
+
+
+def _killed(where: str, halves: Halves) -> LostError:
+    return LostError(
+        "was killed by SIGKILL: by the kernel, when the memory is used up, or by somebody",
+        where=where,
+        remedy="it goes on from its last checkpoint; where the memory was used up, ask for more"
+        f" (slurm.trainer.memory); log: {halves.log('train')}",
     )
 
 

@@ -28,7 +28,7 @@ JOIN_SECONDS = 10.0  # a write to a network file system that hangs must not hold
 
 
 class LostError(InfraError):
-    """The other half was there and is gone. The run itself is sound: it may go on elsewhere."""
+    """A part of the run was there and is gone. The run itself is sound: it may go on elsewhere."""
 
 
 class Lease:
