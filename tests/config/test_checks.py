@@ -103,6 +103,10 @@ FAULTS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
             "raise the last or lower the others",
         ),
     ),
+    "binds": (
+        {"images": {"binds": ["/scratch", "/opt"]}},
+        ("images.binds holds '/opt'", "hide /opt/python of the images", "below it"),
+    ),
     "idle": (
         {"runtime": {"idle_seconds": 60}},
         ("runtime.idle_seconds (60)", "agent.command_seconds (60)", "raise it"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from skiff.images.sif_store import SifStore
 from skiff.launch import local, run_folder
 from skiff.sandbox import RuntimeClient, SandboxSpec
 from skiff.tasks import shell
+from skiff.train.data import TASKS
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -43,10 +45,24 @@ def test_the_server_in_the_image_serves_a_sandbox(
         asyncio.run(use(server))
 
 
-def test_a_step_of_training(make_config: Callable[..., Config], model: Path) -> None:
+def as_a_hub_keeps_it(model: Path, cache: Path) -> Path:
+    """A snapshot of the model: links to files beside it."""
+    (cache / "snapshots" / "a").mkdir(parents=True)
+    shutil.copytree(model, cache / "blobs")
+    for file in (cache / "blobs").iterdir():
+        (cache / "snapshots" / "a" / file.name).symlink_to(Path("../../blobs", file.name))
+    return cache / "snapshots" / "a"
+
+
+def test_a_step_of_training(
+    make_config: Callable[..., Config], model: Path, tmp_path: Path
+) -> None:
     """verl's main_ppo, vLLM and Ray inside trainer-cpu; sandboxes by the server in runtime."""
     ensure_sandbox_image()
-    config = make_config(model={"path": str(model)})
+    skip = tmp_path / "skip"
+    skip.write_text(f"{shell.tasks('train')[0].id} is not wanted\n")
+    snapshot = as_a_hub_keeps_it(model, tmp_path / "cache")
+    config = make_config(model={"path": str(snapshot)}, tasks={"skip_list": str(skip)})
     run_dir = run_folder.make(config)
     attempt = run_folder.new_attempt(run_dir)
     local.run_attempt(config, run_dir, attempt, watch=lambda: None)
@@ -56,3 +72,8 @@ def test_a_step_of_training(make_config: Callable[..., Config], model: Path) -> 
     assert len(trained) == 4
     assert all(event["stop"] != "infra" for event in trained)
     assert (run_dir / "model" / "policy" / "config.json").is_file()
+    told = (run_dir / "attempts" / "01" / "verl.txt").read_text().splitlines()
+    assert 'actor_rollout_ref.model.path="/skiff/model"' in told
+    assert f'+skiff.model="{snapshot}"' in told
+    tasks = (run_dir / "data" / TASKS).read_text()
+    assert shell.tasks("train")[0].id not in tasks

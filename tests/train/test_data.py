@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from skiff.binds import BOUND
 from skiff.config import Config
 from skiff.errors import ConfigError, TaskError
 from skiff.tasks.task import ScriptGrade, Task
@@ -114,6 +116,23 @@ def test_the_task_file_comes_last(
 def test_a_model_that_cannot_be_looked_into_is_named(runtime_config: Configured) -> None:
     with pytest.raises(ConfigError, match="cannot be looked into: File name too long"):
         model_folder(runtime_config(model={"path": "a" * 300}))
+
+
+def test_inside_an_image_model_and_tasks_are_read_where_they_are_bound(
+    runtime_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").touch()
+    write_tasks(tmp_path / "tasks.jsonl", 10)
+    (tmp_path / "skip").write_text("test:1\n")
+    inside = {"/home/a/model": ".", "/home/a/t.jsonl": "tasks.jsonl", "/home/a/skip": "skip"}
+    moved = {own: str(tmp_path / name) for own, name in inside.items()}
+    monkeypatch.setenv(BOUND, json.dumps(moved))
+    config = runtime_config(
+        model={"path": "/home/a/model"},
+        tasks={"train": ["tasks:/home/a/t.jsonl"], "skip_list": "/home/a/skip"},
+    )
+    assert model_folder(config) == tmp_path
+    assert "test:1" not in [task.id for tasks in select(config).values() for task in tasks]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from skiff.binds import hides
 from skiff.config.schema import Config
 
 _FIELD = "the section has a field of its own for it"
@@ -25,6 +26,7 @@ def check(config: Config) -> list[str]:
         *_batches(config),
         *_hardware(config),
         *_times(config),
+        *_binds(config),
         *_slurm(config),
     ]
 
@@ -144,6 +146,15 @@ def _times(config: Config) -> Iterator[str]:
             f"runtime.idle_seconds ({runtime.idle_seconds:g}) is not above agent.command_seconds "
             f"({agent.command_seconds:g}): a sandbox would be reaped during a command; raise it"
         )
+
+
+def _binds(config: Config) -> Iterator[str]:
+    for path in config.images.binds:
+        if (own := hides(path)) is not None:
+            yield (
+                f"images.binds holds '{path}', which would hide {own} of the images: name the"
+                " folders below it that are needed"
+            )
 
 
 def _slurm(config: Config) -> Iterator[str]:

@@ -28,6 +28,7 @@ from skiff.errors import InfraError
 from skiff.images.runnable import runnable
 from skiff.launch.containers import (
     Program,
+    at_own_path,
     clone_program,
     passed_variables,
     runtime_binds,
@@ -83,15 +84,16 @@ class Halves:
         image = self.config.images.trainer if name == "train" else self.config.images.runtime
         if image is None:
             return clone_program(self.entrypoints / name, options, secrets=name == "train")
-        readable: list[Path] = []
         if name == "train":
-            binds, variables = trainer_binds(self.config, self.run_dir), trainer_variables()
+            binds = trainer_binds(self.config, self.run_dir)
+            variables = trainer_variables(self.config)
         else:
             binds, variables = runtime_binds(self.config, self.run_dir), passed_variables()
             if self.config.runtime.backend == "podman":
                 place = self._serve_podman()
-                binds.append(place.parent)
-                readable.append(podman_root())  # so that the disk of each sandbox is watched
+                binds.append(at_own_path(place.parent))
+                # So that the disk of each sandbox is watched.
+                binds.append(at_own_path(podman_root(), read_only=True))
                 variables[SOCKET_VARIABLE] = str(place)
         scratch = Path(tempfile.mkdtemp(prefix="skiff-", dir="/tmp"))  # short: Ray's sockets
         self.scratch.append(scratch)
@@ -99,7 +101,6 @@ class Halves:
             runnable(image),
             options,
             binds=binds,
-            readable=readable,
             scratch=scratch,
             variables=variables,
             gpus=name == "train" and self.config.hardware.platform == "cuda",

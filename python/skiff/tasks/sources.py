@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import get_args
 
+from skiff.binds import bound
 from skiff.errors import TaskError
 from skiff.tasks import r2e, shell, swebench
 from skiff.tasks.store import newest_synthetic, read_tasks
@@ -59,7 +60,7 @@ def find(tasks: Iterable[Task], task_id: str) -> Task:
 def read_skip_list(path: Path) -> set[str]:
     """Task ids, one a line; what follows a blank is the reason. Raises TaskError if unreadable."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = bound(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
             f"the skip list cannot be read: {error}",
@@ -91,10 +92,10 @@ def _synthetic(name: str) -> list[Task]:
 _READERS: dict[str, Callable[[str], list[Task]]] = {
     "shell": _shell,
     "synthetic": _synthetic,
-    "r2e": lambda rest: r2e.read(Path(rest)),
-    "swegym": lambda rest: swebench.read(Path(rest), "swegym"),
-    "swebench": lambda rest: swebench.read(Path(rest), "swebench"),
-    "tasks": lambda rest: read_tasks(Path(rest)),
+    "r2e": lambda rest: r2e.read(bound(Path(rest))),
+    "swegym": lambda rest: swebench.read(bound(Path(rest)), "swegym"),
+    "swebench": lambda rest: swebench.read(bound(Path(rest)), "swebench"),
+    "tasks": lambda rest: read_tasks(bound(Path(rest))),
 }
 FILE_KINDS = ("r2e", "swegym", "swebench", "tasks")  # what follows the colon is a path
 

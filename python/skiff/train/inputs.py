@@ -9,6 +9,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from skiff.binds import bound
 from skiff.config import Config
 from skiff.errors import ConfigError
 from skiff.sandbox.client import KEY_FILE_VARIABLE
@@ -46,8 +47,9 @@ def check_attention(config: Config) -> None:
 
 
 def model_folder(config: Config) -> Path:
-    """The absolute path of model.path. Raises ConfigError when it is no model."""
-    folder = Path(config.model.path)
+    """The absolute path of model.path, as it is for this process. Raises ConfigError when it is no
+    model."""
+    folder = bound(Path(config.model.path))
     try:
         found = (folder / "config.json").is_file()
     except OSError as error:

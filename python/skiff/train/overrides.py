@@ -201,6 +201,7 @@ def _trainer(config: Config, run_dir: Path) -> dict[str, object]:
         "trainer.total_epochs": 1_000_000,  # steps are the bound
         "trainer.project_name": logging.project,
         "trainer.experiment_name": config.run.name,
+        "+skiff.model": config.model.path,  # for W&B: inside an image verl is told another path
         "trainer.logger": loggers,
         "trainer.val_before_train": train.validate_first,
         # verl always validates and saves at the last step when the frequency is positive
