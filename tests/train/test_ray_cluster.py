@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from skiff.config import Config
 from skiff.errors import InfraError
 from skiff.files import write_atomic
-from skiff.train import ray_cluster, ray_ports
+from skiff.train import ray_ports
 from skiff.train.overrides import verl_environment, verl_overrides
 from skiff.train.ray_cluster import node_address, ray_start, read_place, write_token
 from skiff.train.ray_ports import BLOCK, HIGH, LOW, PARTS, choose_ports
@@ -114,19 +113,3 @@ def test_each_start_has_its_token_from_the_key(tmp_path: Path) -> None:
 
 def test_no_cluster_is_no_place(tmp_path: Path) -> None:
     assert read_place(tmp_path / "ray.json") is None
-
-
-def test_another_nodes_folder_on_this_machine_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "ray"
-    with ray_cluster._own_folder(folder):
-        assert folder.stat().st_mode & 0o777 == 0o700
-        with ray_cluster._own_folder(folder):
-            pass
-        assert folder.is_dir()
-    assert not folder.exists()
-    folder.mkdir()
-    monkeypatch.setattr(os, "getuid", lambda: 4711)
-    with pytest.raises(InfraError, match="is another user's"):
-        ray_cluster._own_folder(folder).__enter__()

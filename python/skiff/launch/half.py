@@ -53,6 +53,7 @@ from skiff.launch.time_limit import TimeLimit
 from skiff.runtime.leftovers import remove_leftovers
 from skiff.runtime.server import STATE_FOLDER
 from skiff.train.save_request import SAVED
+from skiff.train.scratch import remove_abandoned
 
 POLL_SECONDS = 1.0  # each look is a call to the shared file system
 KILLED = 128 + signal.SIGKILL
@@ -111,7 +112,7 @@ def run_half(
     with Lease(meeting, name, node, seconds=seconds) as lease:
         lookout = Lookout(halves, lease, None if alone else _partner(config, meeting, name))
         if name == "runtime":
-            return _serve(lookout)
+            return _serve_alone(lookout) if alone else _serve(lookout)
         if (number := int(os.environ.get("SLURM_PROCID", "0"))) > 0:
             return _help_train(lookout, number)
         with synced(config, run_dir):
@@ -165,6 +166,21 @@ def _tell(run_dir: Path, attempt: int, error: SkiffError) -> None:
     if not end.exists():
         code = SAVED if isinstance(error, LostError) else error.exit_code
         write_atomic(end, f"{code}\n{error}\n")
+
+
+def _serve_alone(lookout: Lookout) -> int:
+    """A server without a trainer, whose begin and end are those of the run."""
+    run_dir = lookout.halves.run_dir
+    code, reason = INTERRUPTED, "interrupted"
+    events.emit(run_dir, "phase_begin", name="serve")
+    try:
+        return _serve(lookout)
+    except SkiffError as error:
+        code, reason = error.exit_code, str(error)
+        raise
+    finally:
+        attempt = lookout.halves.attempt
+        events.emit(run_dir, "finished", exit_code=code, reason=reason, attempt=attempt)
 
 
 def _serve(lookout: Lookout) -> int:
@@ -230,6 +246,7 @@ def _train(lookout: Lookout) -> int:
         code, reason = error.exit_code, str(error)
         raise
     finally:
+        remove_abandoned()  # by a trainer that was killed
         finish(halves.run_dir, halves.attempt, code, reason, Console(stderr=True))
     if code != 0:
         print(reason if code == SAVED else f"error: {reason}", file=sys.stderr)

@@ -16,7 +16,6 @@ import hmac
 import json
 import os
 import secrets
-import shutil
 import socket
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from skiff.train.causes import failure_in
 from skiff.train.overrides import ray_resources
 from skiff.train.ray_ports import choose_ports
 from skiff.train.retry import TransientError
+from skiff.train.scratch import scratch
 
 PLACE = "ray.json"
 JOIN_SECONDS = 300.0  # the other nodes wait for the head already
@@ -46,7 +46,7 @@ POLL_SECONDS = 0.5
 class Place:
     """What the head's node tells the others.
 
-    temp_dir   Ray's, at the same path on every node
+    temp_dir   Ray's, at the same path on every node, in a scratch folder
     nonce      of this start; the token is made with it
     variables  of every node's workers; no secret
     """
@@ -129,7 +129,7 @@ def _take_part(
 ) -> None:
     """Until the place is no longer told."""
     here = node_address(config.hardware.interface)
-    with _own_folder(Path(place.temp_dir)), tempfile.TemporaryDirectory(dir="/tmp") as private:
+    with scratch(Path(place.temp_dir).parent), tempfile.TemporaryDirectory(dir="/tmp") as private:
         token = Path(private) / "token"
         write_token(token, run_dir, place.nonce)
         command = [*ray_start(config, here), f"--address={place.address}"]
@@ -197,22 +197,6 @@ def node_address(interface: str | None) -> str:
 
 def _job() -> int:
     return int(os.environ.get("SLURM_JOB_ID", os.getpid()))
-
-
-@contextlib.contextmanager
-def _own_folder(path: Path) -> Iterator[None]:
-    """Make it, and remove it at the end; another node's on this host is left alone."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        if path.stat().st_uid != os.getuid():
-            raise InfraError("is another user's", where=str(path)) from None
-        yield
-        return
-    try:
-        yield
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _wait_listening(host: str, port: int, ray: Child, log: Path) -> None:

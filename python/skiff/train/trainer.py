@@ -48,6 +48,7 @@ from skiff.train.publish import Publisher
 from skiff.train.ray_cluster import head, join, token_variables
 from skiff.train.retry import TransientError, with_retries
 from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
+from skiff.train.scratch import scratch
 
 LOOP = "skiff.train.agent_loop.SkiffAgentLoop"
 RENDEZVOUS_SECONDS = 120.0
@@ -202,15 +203,7 @@ def run_verl(
     (run_dir / "metrics").mkdir(exist_ok=True)
     log = run_dir / "logs" / f"{start.name}.log"
     metrics = run_dir / "metrics" / f"{start.name}.jsonl"
-    # Ray's sockets need a short, node-local path, the same one on every node.
-    scratch = Path(tempfile.mkdtemp(prefix="skiff-ray-", dir="/tmp"))
-    token = scratch / "token"
-    write_atomic(token, os.urandom(32).hex(), mode=0o600)
-    overrides = [
-        *verl_overrides(config, run_dir, model),
-        *kernels.overrides,
-        "hydra.run.dir=" + str(scratch / "hydra"),
-    ]
+    overrides = [*verl_overrides(config, run_dir, model), *kernels.overrides]
     if start.begun:
         overrides.append("trainer.val_before_train=false")
     request = request_file(run_dir, start.attempt)
@@ -226,22 +219,23 @@ def run_verl(
         **clean_environment(dict(os.environ)),
         **variables,
         **secrets,
-        **token_variables(token),
     }
     listed = run_dir / "attempts" / f"{start.attempt:02d}" / "verl.txt"
-    try:
+    with scratch() as folder:
+        token = folder / "token"
+        write_atomic(token, os.urandom(32).hex(), mode=0o600)
+        environment |= token_variables(token)
+        temp_dir = folder / "ray"
         with (
-            ray_of(config, run_dir, start.attempt, environment, variables, scratch) as ray,
+            ray_of(config, run_dir, start.attempt, environment, variables, temp_dir) as ray,
             watched_gpus(config, run_dir),
         ):
-            overrides.append(ray)
+            overrides += [f"hydra.run.dir={folder / 'hydra'}", ray]
             write_atomic(listed, "\n".join(overrides) + "\n")
             command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
             with Child(command, environment, log) as child:
                 progress(run_dir, "starting Ray, engine and trainer", 0.0)
                 saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if saved:
         return SAVED
     if child.returncode != 0:
@@ -260,14 +254,14 @@ def ray_of(
     attempt: int,
     environment: dict[str, str],
     variables: dict[str, str],
-    scratch: Path,
+    temp_dir: Path,
 ) -> Iterator[str]:
-    """verl's argument that names its Ray: one that it starts itself in `scratch`; where there are
+    """verl's argument that names its Ray: one that it starts itself in `temp_dir`; where there are
     several nodes, one that is there within the block. `variables` go to all of them."""
     if config.hardware.nodes == 1:
-        yield f"+ray_kwargs.ray_init._temp_dir={scratch}"
+        yield f"+ray_kwargs.ray_init._temp_dir={temp_dir}"
         return
-    with head(config, run_dir, attempt, environment, variables, scratch) as address:
+    with head(config, run_dir, attempt, environment, variables, temp_dir) as address:
         yield f"+ray_kwargs.ray_init.address={address}"
 
 
