@@ -2,9 +2,9 @@
 skiff.runtime.podman_host --socket FOLDER/podman.sock`.
 
 Makes Skiff's store ready (repair, probe), serves its API at that socket until SIGTERM, SIGINT or
-the end of its parent, and leaves no socket behind. Bind the folder into the image and set
-SKIFF_PODMAN_SOCKET there. Whoever can open the socket can do with this user's files as he likes, so
-the folder is made for its owner only.
+the end of its parent, and leaves neither the socket nor a folder that it has made. Bind the folder
+into the image and set SKIFF_PODMAN_SOCKET there. Whoever can open the socket can do with this
+user's files as he likes, so the folder is made for its owner only.
 
 End it after the server: the server's sandboxes are removed by way of it. A server that was killed
 leaves them to the next one.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -52,7 +53,7 @@ def serve(path: Path) -> None:
     words are in our own stderr) or cannot work here.
     """
     os.environ.pop(SOCKET_VARIABLE, None)  # here podman itself runs
-    _prepare(path)
+    made = _prepare(path)
     environment = podman_environment()
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDS, signal.SIGCHLD})
     service = subprocess.Popen(
@@ -75,6 +76,8 @@ def serve(path: Path) -> None:
             service.kill()
             service.wait()
         path.unlink(missing_ok=True)
+        if made:
+            shutil.rmtree(path.parent, ignore_errors=True)
         if not check_podman(["ps", "--quiet"]):
             end_pause_process()
 
@@ -85,15 +88,17 @@ def _begin() -> None:
     die_with_parent()
 
 
-def _prepare(path: Path) -> None:
-    """Make the folder, and remove what a killed service has left at `path`."""
+def _prepare(path: Path) -> bool:
+    """Make the folder (True), or remove what a killed service has left in it."""
     if len(os.fsencode(path)) > SOCKET_BYTES:
         raise ConfigError(
             f"a socket's path holds {SOCKET_BYTES} bytes at most",
             where=str(path),
             remedy="take a folder with a shorter name, such as one in /tmp",
         )
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(mode=0o700, parents=True)
+        return True
     found = path.parent.stat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
@@ -105,6 +110,7 @@ def _prepare(path: Path) -> None:
         if probe.connect_ex(str(path)) == 0:
             raise ConfigError("another service answers there", where=str(path))
     path.unlink(missing_ok=True)
+    return False
 
 
 if __name__ == "__main__":
