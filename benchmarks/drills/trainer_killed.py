@@ -1,15 +1,18 @@
 """kill -9 of the trainer at random points of a real run -> trainer_killed.md:
-python benchmarks/drills/trainer_killed.py [--kills 20] [--seed 0]
+python benchmarks/drills/trainer_killed.py [--kills 20] [--seed 0] [--slurm] [--sif FOLDER]
 
-A random tiny model on the CPU saves at each step. In each start the trainer gets SIGKILL at a
-random time within three steps after its first trajectory, and then the run is resumed. For each
-kill the table says which step was the last one done, which checkpoint the next start went on from,
-and what of torn or damaged ones it has passed over. A step that was done twice must have drawn the
-same tasks: the position in the data is the checkpoint's. All starts must be one run of W&B, and the
-optimiser must have counted all steps. At last the trainer is asked to save and end, as it is before
-a time limit. Ends with 1 where more than a step was lost or anything else is wrong.
+A random tiny model on the CPU saves at each step. In each attempt the trainer gets SIGKILL at a
+random time within three steps after its first trajectory. The run is then resumed; with --slurm
+(-> trainer_killed_slurm.md) it is a heterogeneous job, which must be requeued by itself. For each
+kill the table says which step was the last one done, which checkpoint the next attempt went on
+from, and what of torn or damaged ones it has passed over. A step that was done twice must have
+drawn the same tasks: the position in the data is the checkpoint's. All attempts must be one run of
+W&B, and the optimiser must have counted all steps. Then the trainer has to save and end: by a
+request, on Slurm by a time limit. At last, on Slurm, a bare scancel must leave nothing: no process,
+container, socket or lease. Ends with 1 where more than a step was lost or anything else is wrong.
 
-Needs podman. A start takes about a minute on two cores.
+Needs podman, with --slurm also Slurm's programs and munge; with --sif both halves are run from
+their images. An attempt takes about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -27,17 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from attempts import SIGNAL_SECONDS, Attempts, Here, OnSlurm
 from skiff import events
 from skiff.config import Config
-from skiff.config.load import parse_config
-from skiff.errors import InfraError
 from skiff.images.sandbox import ensure_sandbox_image
-from skiff.launch import local, run_folder
-from skiff.tasks import shell
-from skiff.train import manifest, resume, tiny
-from skiff.train.save_request import request_file
+from skiff.launch import run_folder
+from skiff.train import manifest, resume
+from tiny_run import circumstances, cluster, make_config, print_logs, slurm_sections, tree_of
 
-TABLE = Path(__file__).with_suffix(".md")
+TABLE = Path(__file__)
 STEPS_TO_A_KILL = 3
 FIRST_STEP_SECONDS = 10.0  # until one was measured
 START_SECONDS = 600.0
@@ -45,15 +46,17 @@ START_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill and the start after it.
+    """One kill and the attempt after it.
 
     after    seconds from the first trajectory to the kill
     done     newest step whose metrics were written
-    resumed  step of the checkpoint that the next start went on from
+    resumed  step of the checkpoint that the next attempt went on from
     passed   checkpoints that it has passed over, and why
+    ended    how the attempt stood after it
     """
 
     after: float
+    ended: str
     done: int
     resumed: int
     passed: str
@@ -63,7 +66,8 @@ class Kill:
         return max(0, self.done - self.resumed)
 
     def row(self, number: int) -> str:
-        cells = (number, f"{self.after:.1f}", self.done, self.resumed, self.lost, self.passed or "")
+        steps = (self.done, self.resumed, self.lost)
+        cells = (number, f"{self.after:.1f}", self.ended, *steps, self.passed)
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -73,11 +77,11 @@ class Drill:
 
     config: Config
     run_dir: Path
+    attempts: Attempts
     chance: random.Random
-    attempt: int = 0
 
-    def kill(self) -> float:
-        """One start that is killed; returns the seconds after its first trajectory."""
+    def kill(self) -> Kill:
+        """One attempt that is killed."""
         after = self.chance.uniform(0, STEPS_TO_A_KILL * self.step_seconds())
 
         def act(since_first: float) -> None:
@@ -85,19 +89,27 @@ class Drill:
                 with contextlib.suppress(LookupError, psutil.NoSuchProcess):
                     trainer(self.run_dir).kill()
 
-        self.start(act)
-        return after
+        ended = self.attempt(act)
+        return Kill(after, ended, self.done(), *self.go_on())
 
-    def save(self) -> None:
-        """One start that is asked to save and end."""
-        self.start(lambda _: request_file(self.run_dir, self.attempt).touch())
+    def save(self) -> str:
+        """One attempt that has to save and end; how it stands then."""
+        return self.attempt(lambda _: self.attempts.ask_to_save())
 
-    def start(self, act: Callable[[float], None]) -> None:
-        """One attempt to its end. `act` is called often with the seconds since its first
-        trajectory."""
-        self.attempt = run_folder.new_attempt(self.run_dir)
-        run_folder.meeting(self.run_dir, self.attempt)
-        begun, before = time.time(), processes()
+    def cancel(self, attempts: OnSlurm, step: int) -> str:
+        """One attempt that is cancelled when it has done a step after `step`; how it stands
+        then."""
+
+        def act(_: float) -> None:
+            if self.done() > step:
+                attempts.cancel()
+
+        return self.attempt(act)
+
+    def attempt(self, act: Callable[[float], None]) -> str:
+        """One attempt to its end, and how it stands then. `act` is called often with the seconds
+        since its first trajectory."""
+        begun = time.time()
         first: list[float] = []
 
         def watch() -> None:
@@ -107,14 +119,16 @@ class Drill:
             if first:
                 act(now - first[0])
             elif now > begun + START_SECONDS:
-                raise InfraError(f"no trajectory within {START_SECONDS:g} s")
+                self.fail(f"no trajectory within {START_SECONDS:g} s")
 
-        with contextlib.suppress(InfraError):  # that it was killed
-            local.run_attempt(self.config, self.run_dir, self.attempt, watch=watch)
+        ended = self.attempts.next(watch)
         if not first:
-            sys.exit(f"error: attempt {self.attempt} did not start; logs: {self.run_dir}/logs")
-        if left := processes() - before:
-            sys.exit(f"error: attempt {self.attempt} has left processes behind: {left}")
+            self.fail("it has ended before its first trajectory")
+        return ended
+
+    def fail(self, what: str) -> None:
+        print_logs(self.run_dir)
+        sys.exit(f"error: {what}")
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         return list(events.read(self.run_dir, kind))
@@ -165,115 +179,84 @@ class Drill:
         ]
 
 
-def main(kills: int, seed: int) -> None:
+def main(kills: int, seed: int, *, slurm: bool, images: Path | None) -> None:
     ensure_sandbox_image()
-    with tempfile.TemporaryDirectory(prefix="skiff-drill-") as scratch:
-        config = make_config(Path(scratch))
-        drill = Drill(config, run_folder.make(config), random.Random(seed))
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skiff-drill-")))
+        if slurm:
+            stack.enter_context(cluster(scratch))
+        config = drill_config(scratch, images, slurm=slurm, requeues=kills + 1)
+        run_dir = run_folder.make(config)
+        attempts = OnSlurm(config, run_dir) if slurm else Here(config, run_dir)
+        drill = Drill(config, run_dir, attempts, random.Random(seed))
         begun = time.monotonic()
         found = []
         for number in range(1, kills + 1):
-            after = drill.kill()
-            found.append(Kill(after, drill.done(), *drill.go_on()))
+            found.append(drill.kill())
             print(found[-1].row(number), flush=True)
         before = drill.done()
-        drill.save()
-        saved = resume.newest(drill.run_dir)
-        wrong = manifest.fault(resume.checkpoint(drill.run_dir / "ckpt", saved))
-        minutes = (time.monotonic() - begun) / 60
-        others, last = drill.other_tasks(), drill.done()
-        starts, runs = drill.wandb_runs()
+        ended = drill.save()
+        saved, last = resume.newest(run_dir), drill.done()
+        wrong = manifest.fault(resume.checkpoint(run_dir / "ckpt", saved))
         updates = drill.updates(saved)
+        end = [f"Asked to save and end after step {before} ({ended}): the last step is {last}, the"]
+        end += [f"checkpoint of step {saved} is {wrong or 'whole'}."]
+        good = not wrong and saved == last == updates > before
+        if isinstance(attempts, OnSlurm):
+            cancelled = drill.cancel(attempts, last)
+            end += [
+                f"The job went on to step {drill.done()}; after a bare scancel it is {cancelled},"
+            ]
+            end += ["and no process, container, socket or lease of it is left."]
+            good &= cancelled == "cancelled"
+        minutes = (time.monotonic() - begun) / 60
+        others = drill.other_tasks()
+        starts, runs = drill.wandb_runs()
         lines = [
+            circumstances(images, slurm=slurm),
+            "",
             f"Seed {seed}, {minutes:.0f} minutes, {before} steps; a step takes"
             f" {drill.step_seconds():.1f} s.",
             "",
-            "| kill | s after the first trajectory | step done | goes on from | steps lost |"
-            " passed over |",
-            "|---|---|---|---|---|---|",
+            "| kill | s after the first trajectory | the attempt | step done | goes on from |"
+            " steps lost | passed over |",
+            "|---|---|---|---|---|---|---|",
             *(kill.row(number) for number, kill in enumerate(found, 1)),
             "",
             f"At most {max((kill.lost for kill in found), default=0)} step lost. Steps that drew"
-            f" other tasks when they were done again: {others or 'none'}. Asked to save and end"
-            f" after step {before}: the last step is {last}, the checkpoint of step {saved} is"
-            f" {wrong or 'whole'}. The optimiser has counted {updates} updates. To W&B {starts}"
-            f" starts are {runs} run.",
+            f" other tasks when they were done again: {others or 'none'}. {' '.join(end)} The"
+            f" optimiser has counted {updates} updates. To W&B {starts} starts are {runs} run.",
         ]
     print("\n".join(lines))
-    TABLE.write_text("# The trainer is killed\n\n" + "\n".join(lines) + "\n")
-    good = not others and not wrong and saved == last == updates > before and runs == 1
-    sys.exit(0 if good and all(kill.lost <= 1 for kill in found) else 1)
+    table = TABLE.with_name(f"{TABLE.stem}{'_slurm' if slurm else ''}.md")
+    table.write_text("# The trainer is killed\n\n" + "\n".join(lines) + "\n")
+    good &= not others and runs == 1 and all(kill.lost <= 1 for kill in found)
+    sys.exit(int(not good))
 
 
-def make_config(folder: Path) -> Config:
-    """A random tiny model whose tokenizer knows the words of the shell tasks."""
-    model = folder / "model"
-    texts = [
-        part
-        for task in shell.tasks("train")[:256]
-        for part in (task.prompt, *(file.content for file in task.files))
-    ]
-    model.mkdir()
-    tokenizer = tiny.make_tokenizer(model, texts)
-    tiny.make_model(model, tokenizer, layers=2, hidden=64, context_tokens=6144)
-    return parse_config(
-        {
-            "run": {"name": "killed", "folder": str(folder)},
-            "model": {"path": str(model), "context_tokens": 6144},
-            "tasks": {
-                "train": ["shell:train"],
-                "validation": ["shell:validation"],
-                "validation_limit": 2,
-            },
-            "rollout": {
-                "trajectories_per_prompt": 2,
-                "prompts_per_step": 2,
-                "prompt_tokens": 5120,
-                "response_tokens": 512,
-            },
-            "agent": {"max_turns": 2, "turn_tokens": 24, "command_seconds": 10},
-            "train": {
-                "steps": 100_000,  # more than are done
-                "save_every": 1,
-                "validate_first": False,
-                "export": False,
-            },
-            "logging": {"wandb": True},
-            "hardware": {
-                "platform": "cpu",
-                "dtype": "float32",
-                "micro_batch": 4,
-                "engine_cache_gib": 1,
-            },
-        }
-    )
+def drill_config(folder: Path, images: Path | None, *, slurm: bool, requeues: int) -> Config:
+    """More steps than are done."""
+    sections: dict[str, dict[str, Any]] = {}
+    if slurm:
+        sections = slurm_sections(requeues=requeues, signal_seconds=SIGNAL_SECONDS)
+    sections |= {"train": {"steps": 100_000}, "logging": {"wandb": True}}
+    return make_config(folder, images, **sections)
 
 
 def trainer(run_dir: Path) -> psutil.Process:
-    """The living trainer of this run. Raises LookupError."""
-    for process in psutil.Process().children():
+    """The living trainer of this run, which may be in a container. Raises LookupError."""
+    for process in tree_of(run_dir):
         with contextlib.suppress(psutil.NoSuchProcess):
-            words = process.cmdline()
-            if str(run_dir / "config.toml") in words and any(
-                "entrypoints/train" in w for w in words
-            ):
+            if any(word.endswith("entrypoints/train") for word in process.cmdline()):
                 return process
     raise LookupError(f"no trainer of {run_dir}")
-
-
-def processes() -> set[int]:
-    """All living processes below this one."""
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process.pid)
-    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Kill the trainer of a real run.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slurm", action="store_true", help="as a job on a Slurm of this host")
+    parser.add_argument("--sif", type=Path, metavar="FOLDER", help="of the SIFs; else the clone")
     given = parser.parse_args()
-    main(given.kills, given.seed)
+    main(given.kills, given.seed, slurm=given.slurm, images=given.sif)

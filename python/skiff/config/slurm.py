@@ -64,7 +64,7 @@ class Slurm(Section):
         120, description="before the time limit, when the trainer is asked to save and end"
     )
     requeues: NotNegative = Field(
-        0, description="so often a job goes on at its time limit, when preempted, without a node"
+        0, description="so often a job goes on: at its time limit, preempted, or a part was lost"
     )
     lease_seconds: Seconds = Field(
         120, description="a half that gives no sign of life for so long ends the other one"
