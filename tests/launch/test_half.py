@@ -14,6 +14,8 @@ from skiff.config.load import write_config
 from skiff.errors import InfraError
 from skiff.launch import half, local, run_folder
 from skiff.launch.half import EndedElsewhereError, run_half
+from skiff.launch.leases import LostError
+from skiff.launch.progress import read_progress
 
 Entrypoints = Callable[..., Path]
 Story = Callable[[], list[str]]
@@ -58,7 +60,7 @@ def finished(run_dir: Path) -> tuple[int, str]:
     [
         ("", 0, "done"),
         ('print("error: no model", file=sys.stderr); sys.exit(2)', 2, "no model"),
-        ("os.kill(os.getpid(), 9)", 137, "exit code 137"),
+        ("os.kill(os.getpid(), 15)", 143, "exit code 143"),
     ],
 )
 def test_a_trainer_ends_with_its_exit_code_and_a_report(
@@ -106,6 +108,29 @@ def test_a_server_ends_well_when_asked(
     assert story() == ["runtime starts None", "runtime ends"]
 
 
+def test_a_server_alone_is_a_run_that_begins_and_ends(
+    run_dir: Path, entrypoints: Entrypoints, end_when: Callable[[Callable[[], bool]], None]
+) -> None:
+    states = []
+
+    def serves() -> bool:
+        states.append(read_progress(run_dir).state)
+        return any(run_dir.glob("rendezvous/01/runtime-*.json"))
+
+    end_when(serves)
+    assert run_half("runtime", run_dir, 1, alone=True, entrypoints=entrypoints("")) == 0
+    assert states[-1] == "running"
+    assert read_progress(run_dir).state == "paused"
+
+
+def test_a_server_alone_that_dies_is_a_run_that_failed(
+    run_dir: Path, entrypoints: Entrypoints
+) -> None:
+    with pytest.raises(InfraError, match="ended with exit code 4"):
+        run_half("runtime", run_dir, 1, alone=True, entrypoints=entrypoints("", "sys.exit(4)"))
+    assert read_progress(run_dir).state == "failed (3)"
+
+
 def test_a_server_is_started_again_so_often(
     run_dir: Path, entrypoints: Entrypoints, story: Story
 ) -> None:
@@ -113,6 +138,15 @@ def test_a_server_is_started_again_so_often(
     with pytest.raises(InfraError, match="exit code 4 after 3 restarts"):
         run_half("runtime", run_dir, 1, entrypoints=entrypoints("", dies))
     assert story() == ["runtime None", *["runtime 4321"] * local.RESTARTS]
+
+
+def test_a_trainer_that_somebody_has_killed_is_lost(
+    run_dir: Path, entrypoints: Entrypoints
+) -> None:
+    with pytest.raises(LostError, match="killed by SIGKILL"):
+        run_half(
+            "train", run_dir, 1, alone=True, entrypoints=entrypoints("os.kill(os.getpid(), 9)")
+        )
 
 
 def test_an_earlier_attempt_is_not_looked_at(run_dir: Path, entrypoints: Entrypoints) -> None:

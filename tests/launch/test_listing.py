@@ -77,6 +77,31 @@ def test_how_a_run_ended(make: Make, code: int, state: str, error: str) -> None:
     assert (found.state, found.eta_seconds, found.error) == (state, None, error)
 
 
+@pytest.mark.parametrize("name", ["runtime", "serve"])
+def test_a_cancelled_run_says_so_until_it_begins_again(make: Make, name: str) -> None:
+    run = make("a")
+    emit(run, 1, "cancelled", job="7")  # it waited in the queue
+    assert read_progress(run, now=2).state == "cancelled"
+    emit(run, 3, "phase_begin", name=name)
+    step(run, 4, 1, 10.0)
+    assert read_progress(run, now=4).state == "running"
+    emit(run, 5, "cancelled", job="8")
+    assert read_progress(run, now=5).state == "cancelled"
+    assert read_progress(run, now=5).eta_seconds is None
+    emit(run, 6, "finished", exit_code=130, reason="interrupted")
+    assert read_progress(run, now=6).state == "cancelled"
+    emit(run, 7, "finished", exit_code=3, reason="disk is full")
+    assert read_progress(run, now=7).state == "failed (3)"
+
+
+def test_an_error_of_the_other_half_comes_after_the_end(make: Make) -> None:
+    run = make("a")
+    emit(run, 1, "finished", exit_code=3, reason="disk is full")
+    emit(run, 2, "error", what="sandboxes may be left")
+    found = read_progress(run, now=3)
+    assert (found.state, found.error) == ("failed (3)", "disk is full")
+
+
 def test_a_new_run_has_no_time_left(make: Make) -> None:
     found = read_progress(make("a"))
     assert (found.state, found.step, found.steps, found.eta_seconds) == ("new", 0, 20, None)

@@ -82,6 +82,7 @@ def test_what_runs_is_ended_in_order_and_what_waits_is_cancelled(
     slurm()
     submit.cancel(run_dir)
     assert asked == [["terminate", "7"], ["scancel", "7"]]
+    assert len(list(events.read(run_dir, "cancelled"))) == 2  # what had ended was not
 
 
 def test_a_run_that_was_not_submitted(run_dir: Path) -> None:

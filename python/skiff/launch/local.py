@@ -253,7 +253,8 @@ def wait_ready(halves: Halves) -> None:
     log = halves.log("runtime")
     while not halves.published.exists():
         if server.returncode is not None:
-            raise InfraError(last_error(log), where="runtime server", remedy=f"log: {log}")
+            words = last_error(log) or f"ended with exit code {server.returncode}"
+            raise InfraError(words, where="runtime server", remedy=f"log: {log}")
         if time.monotonic() > deadline:
             raise InfraError(
                 f"was not ready within {READY_SECONDS:g} s",

@@ -22,8 +22,9 @@ class Progress:
 
     step, steps  done, and wanted by the profile
     eta_seconds  until the last step ends, when the run goes on as in its last steps
-    state        new, running, done, paused (asked to end, and can go on) or failed (CODE); a run
-                 that was killed stays running, and quiet_seconds, since its last event, grows
+    state        new, running, done, cancelled, paused (asked to end, and can go on) or failed
+                 (CODE); a run that was killed stays running, and quiet_seconds, since its last
+                 event, grows
     error        the last one; "" without any
     alert        the last one of a run that has not finished; "" without any
     """
@@ -69,9 +70,11 @@ def last_failure(records: Records) -> str:
 
 
 def _state(records: Records) -> str:
-    if records.finished is None:
+    code = None if records.finished is None else records.finished.exit_code
+    if records.cancelled and (code is None or code in PAUSED):
+        return "cancelled"
+    if code is None:
         return "running" if records.first_time is not None else "new"
-    code = records.finished.exit_code
     if code in PAUSED:
         return "paused"
     return f"failed ({code})" if code else "done"
@@ -79,7 +82,7 @@ def _state(records: Records) -> str:
 
 def _eta(records: Records, steps: int | None, now: float) -> float | None:
     """Of a run that goes on: median step, times the steps left, less what the present one has."""
-    if steps is None or not records.steps or records.finished is not None:
+    if steps is None or not records.steps or records.finished is not None or records.cancelled:
         return None
     lengths = [record.seconds["step"] for record in records.steps if "step" in record.seconds]
     left = steps - records.steps[-1].step

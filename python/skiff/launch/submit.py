@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from skiff import events
 from skiff.config import Config
 from skiff.config.secrets import check_in_file
 from skiff.errors import ConfigError, SkiffError
@@ -165,10 +166,13 @@ def cancel(run_dir: Path) -> None:
     """
     for job_id in job_ids(run_dir).values():
         parts = show_job(job_id)
+        if all(part.ended for part in parts):
+            continue
         if any(part.state == "RUNNING" for part in parts):
             terminate(job_id)
-        elif not all(part.ended for part in parts):
+        else:
             scancel([job_id])
+        events.emit(run_dir, "cancelled", job=job_id)
 
 
 def _print(job: Submission, run_dir: Path) -> None:

@@ -136,6 +136,7 @@ KINDS: dict[str, type[Record]] = {
 
 
 START = ("phase_begin", "runtime")  # what a trainer does first
+STARTS = (START, ("phase_begin", "serve"))  # that of a server without a trainer
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Records:
     alerts: list[AlertRecord]
     gpus: list[GpuRecord]
     finished: FinishedRecord | None  # None while running, after a kill, and after a resume
+    cancelled: bool  # by `skiff cancel`, and not begun again
     first_time: float | None
     last_time: float | None
     unreadable: int
@@ -161,8 +163,11 @@ def read_records(run_dir: Path) -> Records:
     parsed: list[Record] = []
     sampled: list[tuple[int, TrajectoryRecord]] = []  # with the number of the start before it
     starts = unreadable = 0
+    cancelled = False
     for event in events.read(run_dir):
-        starts += (event.get("kind"), event.get("name")) == START
+        what = (event.get("kind"), event.get("name"))
+        starts += what == START
+        cancelled = what[0] == "cancelled" or (cancelled and what not in STARTS)
         try:
             record = KINDS.get(str(event.get("kind")), Record).model_validate(event)
         except ValidationError:
@@ -172,8 +177,9 @@ def read_records(run_dir: Path) -> Records:
         if isinstance(record, TrajectoryRecord):
             sampled.append((starts, record))
     times = [record.time for record in parsed if record.time]
-    # A look at GPUs, or a copy of the folder, may come after the end.
-    last = next((r for r in reversed(parsed) if not isinstance(r, AlertRecord | GpuRecord)), None)
+    # A look at GPUs, a copy of the folder or the other half's error may come after the end.
+    late = (AlertRecord, GpuRecord, ErrorRecord)
+    last = next((record for record in reversed(parsed) if not isinstance(record, late)), None)
     return Records(
         trajectories=of_the_last_start(sampled),
         steps=last_of_each_step(only(StepRecord, parsed)),
@@ -184,6 +190,7 @@ def read_records(run_dir: Path) -> Records:
         alerts=only(AlertRecord, parsed),
         gpus=only(GpuRecord, parsed),
         finished=last if isinstance(last, FinishedRecord) else None,
+        cancelled=cancelled,
         first_time=min(times, default=None),
         last_time=max(times, default=None),
         unreadable=unreadable,

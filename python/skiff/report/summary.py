@@ -105,7 +105,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
 def state_of(records: Records) -> str:
     """One phrase: how the run ended, or that it has not."""
     if records.finished is None:
-        return "not finished"
+        return "cancelled" if records.cancelled else "not finished"
     if records.finished.exit_code == 0:
         return "finished"
     reason = records.finished.reason or "no reason given"
