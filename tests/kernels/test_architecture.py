@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from skiff.kernels.architecture import CAPABILITIES
 from skiff.kernels.manifest import read_manifest
+from skiff.kernels.model_infos import MODELS
 
 from .conftest import CONTAINERS
 
@@ -65,6 +66,9 @@ def test_the_layer_says_what_it_holds(layer: Path) -> None:
     modules = [Path(name).name.partition(".")[0] for name in manifest.files if ".so" in name]
     assert modules.count("cuda_utils") == 1
     assert modules.count("__triton_launcher") >= 10
+    infos = [Path(name).stem for name in manifest.files if name.startswith("vllm/modelinfos/")]
+    assert "vllm-model_executor-models-qwen3-Qwen3ForCausalLM" in infos
+    assert len(infos) == len(MODELS)
 
 
 def test_it_loads_in_a_process_without_a_compiler(

@@ -4,8 +4,9 @@
     python -m skiff.kernels.architecture verify LAYER   loads it all from the root, builds nothing
 
 The layer holds `cuda_utils` and a launcher for each signature, which Triton 3.6 makes with the C
-compiler, and the cubins of vLLM's own kernels (engine_calls.py) for each architecture. The tree is
-made at the root because Triton's cache names absolute paths; `verify` copies it there first.
+compiler, the cubins of vLLM's own kernels (engine_calls.py) for each architecture, and what vLLM
+asks of common models' classes (model_infos.py). The tree is made at the root because Triton's cache
+names absolute paths; `verify` copies it there first.
 
 Not covered: FlashInfer's modules (the sampler that needs one is off), flash-attn's cross entropy
 (few images hold flash-attn), and what PyTorch compiles for vLLM and verl: a pack has those.
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from skiff.errors import InfraError, SkiffError
 from skiff.kernels.manifest import TREE, Manifest, here, read_manifest, write_manifest
+from skiff.kernels.model_infos import inspect_models
 from skiff.kernels.tree import damage, digests, empty, place
 from skiff.kernels.variables import LAYER, ROOT, STUBS, Mode, environment
 
@@ -32,6 +34,7 @@ from skiff.kernels.variables import LAYER, ROOT, STUBS, Mode, environment
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 # Qwen3 and small Qwen2.5; Qwen2.5 from 7 B; Llama 3; Mistral's Tekken
 VOCABULARIES = (151936, 152064, 128256, 131072)
+PARTS = ("triton", "vllm/modelinfos")  # of the root; what else imports leave is no part of a layer
 
 
 def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Sequence[int]) -> int:
@@ -41,11 +44,12 @@ def build(layer: Path, root: Path, capabilities: Sequence[int], vocabularies: Se
     """
     empty(root)
     _, missed = _call(capabilities, vocabularies, build=True)
+    inspect_models()
     tree = layer / TREE
-    tree.mkdir(parents=True)
-    shutil.move(root / "triton", tree)
-    # What imports leave is no part of the layer, and the root of an image has to be empty.
-    for left in root.iterdir():
+    for part in PARTS:
+        (tree / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(root / part, tree / part)
+    for left in root.iterdir():  # the root of an image has to be empty
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     manifest = Manifest(
         kind="architecture",
@@ -69,14 +73,18 @@ def verify(
     place(layer / TREE, root)
     asked, missed = _call(capabilities, vocabularies, build=False)
     wrong = [f"{name} was compiled" for name in missed]
-    wrong += damage(root / "triton", _below_triton(read_manifest(layer)))
+    wrong += [f"{model} was inspected" for model in inspect_models()]
+    manifest = read_manifest(layer)
+    for part in PARTS:
+        wrong += damage(root / part, _below(manifest, part))
     if wrong:
         raise InfraError("; ".join(wrong), where=str(layer), remedy="build the image again")
     return asked
 
 
-def _below_triton(manifest: Manifest) -> dict[str, str]:
-    return {name.removeprefix("triton/"): digest for name, digest in manifest.files.items()}
+def _below(manifest: Manifest, part: str) -> dict[str, str]:
+    names = (name for name in manifest.files if name.startswith(f"{part}/"))
+    return {name.removeprefix(f"{part}/"): manifest.files[name] for name in names}
 
 
 def _call(

@@ -69,6 +69,9 @@ TABLE: tuple[Variable, ...] = (
     # vLLM
     Variable("VLLM_CACHE_ROOT", "{root}/vllm", "compiled models; else in HOME"),
     Variable("VLLM_DISABLE_COMPILE_CACHE", "0", "verl sets 1, and nothing is kept", keyed=True),
+    Variable(
+        "VLLM_USE_MEGA_AOT_ARTIFACT", "1", "else each start wires up every layer anew", keyed=True
+    ),
     Variable("VLLM_CONFIG_ROOT", "{root}/vllm-config", "vLLM 0.24 hashes it: HOME", keyed=True),
     Variable("VLLM_NO_USAGE_STATS", "1", "writes a file of its own at each start"),
     Variable("VLLM_XLA_CACHE_PATH", "{root}/vllm-xla", "vLLM 0.24 hashes it: HOME", keyed=True),
