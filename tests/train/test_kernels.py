@@ -130,6 +130,16 @@ def test_a_layer_keeps_cuda_graphs_of_decoding(
     assert json.loads(json.loads(value)) == {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 
+def test_an_engine_over_gpus_does_not_fuse_what_only_nvcc_can_make(
+    runtime_config: Configured, run_dir: Path, root: Path, tiny_model: str
+) -> None:
+    hardware = {"platform": "cuda", "gpus_per_node": 2, "tensor_parallel": 2}
+    config = runtime_config(hardware=hardware)
+    (override,) = place_kernels(config, run_dir, tiny_model, attempt=1).overrides
+    value = json.loads(json.loads(override.partition("=")[2]))
+    assert value == {"pass_config": {"fuse_allreduce_rms": False}}
+
+
 def test_a_proof_without_its_pack_is_refused(
     config: Config, run_dir: Path, root: Path, tiny_model: str
 ) -> None:

@@ -124,7 +124,10 @@ def place_kernels(
         use,
         run_dir,
         kept_as=_kept_as(config, run_dir, facts, use),
-        overrides=[*_overrides(choice), *([] if use is Use.LADDER else _ALONE)],
+        overrides=[
+            *_overrides(choice, config.hardware.tensor_parallel),
+            *([] if use is Use.LADDER else _ALONE),
+        ],
         environment=variables,
         facts=facts,
         choice=choice,
@@ -183,12 +186,16 @@ def pack_name(config: Config, facts: Facts) -> str:
     return f"{plain}-{hashlib.sha256(facts.model_dump_json().encode()).hexdigest()[:12]}"
 
 
-def _overrides(choice: Choice) -> list[str]:
-    """verl's arguments for an engine that compiles no model; none where it is compiled."""
-    if not choice.compilation:
+def _overrides(choice: Choice, tensor_parallel: int) -> list[str]:
+    """verl's arguments for what the engine compiles, where that is not vLLM's own choice."""
+    compilation = dict(choice.compilation)
+    if tensor_parallel > 1:
+        # FlashInfer's all-reduce: made by nvcc at the start, which no image holds.
+        compilation["pass_config"] = {"fuse_allreduce_rms": False}
+    if not compilation:
         return []
     # Quoted as Hydra wants it; verl reads a string as JSON.
-    text = json.dumps(json.dumps(choice.compilation))
+    text = json.dumps(json.dumps(compilation))
     return [f"+actor_rollout_ref.rollout.engine_kwargs.vllm.compilation_config={text}"]
 
 
