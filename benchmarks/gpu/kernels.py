@@ -55,7 +55,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # In this order: a later mode uses what an earlier one has kept.
-MODES = ("eager-cold", "eager", "compile", "pack", "strict", "foreign")
+MODES = ("eager-cold", "eager", "eager-image", "compile", "pack", "strict", "foreign")
+LOADED = ("pack", "strict")  # compute with what `compile` has kept
 BATCHES, TOKENS, REPEATS = (1, 8, 64), 128, 3
 COMPILERS = re.compile(r".*(gcc|g\+\+|clang|nvcc|ninja|cicc|ptxas).*|cc|c\+\+|c89.*|c99.*|as|ld.*")
 VERL = {"one": (1, 1), "tp2": (2, 2), "dp2": (2, 1)}  # -> GPUs, tensor_parallel
@@ -200,7 +201,7 @@ def engine_here(work: Path, size: str, mode: str) -> None:
     elif mode == "foreign":
         choice = prepare(facts, packs=foreign(packs, size))
     else:
-        choice = prepare(facts, packs=packs)
+        choice = prepare(facts, packs=None if mode == "eager-image" else packs)
     variables = choice.environment
     notes = work / "proofs" / size
     if mode == "strict":
@@ -215,7 +216,7 @@ def engine_here(work: Path, size: str, mode: str) -> None:
 
     imported = time.monotonic()
     found["import_seconds"] = round(imported - begun - found["placed_seconds"], 1)
-    if choice.compilation:
+    if choice.compilation and not eager:
         arguments["compilation_config"] = choice.compilation
     llm = LLM(
         model=facts.model,
@@ -225,11 +226,13 @@ def engine_here(work: Path, size: str, mode: str) -> None:
         **arguments,
     )
     found["start_seconds"] = since(imported)
+    found["ready_seconds"] = since(begun)
     config = llm.llm_engine.vllm_config
     assert config.model_config.enforce_eager == eager
     found["mode"] = str(config.compilation_config.mode)
     found["cuda_graphs"] = str(config.compilation_config.cudagraph_mode)
     found["decode"] = decode(llm)
+    found["greedy"] = greedy(llm)
     if mode in ("eager-cold", "compile"):
         packs.mkdir(parents=True, exist_ok=True)
         kept = time.monotonic()
@@ -260,6 +263,15 @@ def decode(llm: Any) -> dict[str, float]:
             speed = batch * TOKENS / seconds
             best[str(batch)] = round(max(best.get(str(batch), 0.0), speed), 1)
     return best
+
+
+def greedy(llm: Any) -> list[int]:
+    """The likeliest 64 tokens after a prompt: loaded code must give what fresh code gave."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True, detokenize=False)
+    [answer] = llm.generate([{"prompt_token_ids": list(range(100, 132))}], sampling, use_tqdm=False)
+    return list(answer.outputs[0].token_ids)
 
 
 def foreign(packs: Path, size: str) -> Path:
@@ -418,33 +430,42 @@ def rows(found: dict[str, Any]) -> Iterator[str]:
     """The lines of the tables."""
     for size in SIZES:
         engine = found.get(f"engines-{size}", {})
-        cold, warm = engine["eager-cold"], engine["eager"]
+        if any(engine.get(mode, {}).get("exit_code") for mode in MODES) or len(engine) < len(MODES):
+            yield f"\n### {size}\n\nnot run to its end: {', '.join(engine)}"
+            continue
+        warm = engine["eager"]
         yield f"\n### {size}\n"
-        yield "| start | s | of eager-cold | of eager | tok/s at 1 | at 8 | at 64 | compiled |"
-        yield "|---|---:|---:|---:|---:|---:|---:|---|"
+        yield "| start | s | of eager | engine alone, s | of eager | tok/s at 1 | at 8 | at 64 |"
+        yield "|---|---:|---:|---:|---:|---:|---:|---:|"
         for mode in MODES:
-            one = engine.get(mode, {})
-            if "start_seconds" not in one:
-                yield f"| {mode} | not run | | | | | | |"
-                continue
-            begun = one["start_seconds"]
-            ratios = [f"{begun / other['start_seconds']:.2f}" for other in (cold, warm)]
-            speeds = []
+            one = engine[mode]
+            cells = [mode]
+            for part in ("ready_seconds", "start_seconds"):
+                cells += [f"{one[part]:.1f}", f"{one[part] / warm[part]:.2f}"]
             for batch in map(str, BATCHES):
                 speed = one["decode"][batch]
-                speeds.append(f"{speed:,.0f} ({speed / warm['decode'][batch]:.2f})")
-            seen = str(one["findings_count"]) if "findings_count" in one else ""
-            cells = [mode, f"{one['start_seconds']:.1f}", *ratios, *speeds, seen]
+                cells.append(f"{speed:,.0f} ({speed / warm['decode'][batch]:.2f})")
             yield f"| {' | '.join(cells)} |"
+        same = all(engine[mode]["greedy"] == engine["compile"]["greedy"] for mode in LOADED)
+        yield f"\n`strict`: {engine['strict']['findings_count']} things compiled."
+        yield f"The pack's 64 greedy tokens are those of `compile`: {'yes' if same else 'no'}."
+        yield f"`foreign` said: `{engine['foreign']['line']}`."
     yield "\n### verl, two steps\n"
-    yield "| GPUs | bake, s | proof, s | pack | said |"
-    yield "|---|---:|---:|---|---|"
+    yield "| engine | GPUs | bake, s | proof, s | pack | said |"
+    yield "|---|---:|---:|---:|---|---|"
     for name in VERL:
         if (one := found.get(f"verl-{name}")) is not None:
             seconds = [f"{seconds:.0f}" for _, seconds in one["phases"]]
+            if "error" in one:
+                yield f"| {name} | {one['gpus']} | | | | {one['error']} |"
+                continue
             size = f"{one['pack_files']} files, {one['pack_bytes'] / 2**20:.1f} MiB"
-            cells = [str(one["gpus"]), *seconds, size, one["kernels"][-1]]
+            cells = [name, str(one["gpus"]), *seconds, size, one["kernels"][-1]]
             yield f"| {' | '.join(cells)} |"
+    if one := found.get("run"):
+        yield f"\n`skiff run` with sandboxes: {len(one['steps'])} steps in {one['seconds']:.0f} s;"
+        yield f"{one['graded']} of {one['trajectories']} trajectories graded."
+        yield f"It said: `{one['kernels'][0]}`."
 
 
 def report(work: Path) -> None:
