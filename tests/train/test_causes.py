@@ -63,6 +63,7 @@ def test_the_end_of_a_long_log_is_read(log: Path) -> None:
 PASSES = (
     "RuntimeError: The current node timed out during startup. This could happen because ...",
     "rpc_client: Failed to connect to GCS at address 10.0.0.1:6379 within 5 seconds.",
+    "Exception: No node info found for head node in GCS. Did the head node or gcs start ...?",
     "runtime: no runtime server appeared within 120 s",
     "skiff.errors.InfraError: step 4: all 8 trajectories failed for infrastructure reasons",
     "skiff.errors.InfraError: 3 prompts have no result although every trajectory's deadline ...",

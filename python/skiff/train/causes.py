@@ -48,7 +48,7 @@ CAUSES = (
         retry="the load of a shared machine passes",
     ),
     Cause(
-        r"(?i)(?:failed|unable) to connect to (?:the )?GCS",
+        r"(?i)(?:failed|unable) to connect to (?:the )?GCS|No node info found for head node in GCS",
         "Ray's head did not answer",
         retry="a busy head answers late",
     ),
