@@ -17,7 +17,7 @@ from skiff.doctor.cluster import check_cluster
 from skiff.launch.slurm import scancel, show_job
 from skiff.launch.submit import cancel
 
-from .conftest import Run, until
+from .runs import Run, until
 
 Profile = dict[str, dict[str, Any]]
 

@@ -4,9 +4,7 @@ runtime half. Where the trainer must run for a while, a small program stands in 
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,10 @@ from skiff.launch.slurm import scancel
 from skiff.launch.status import status
 from skiff.launch.submit import job_ids
 from skiff.podman import podman_run_dir
-from skiff.runtime.leftovers import remove_leftovers
-from skiff.runtime.server import STATE_FOLDER
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 from skiff.tasks.shell import IMAGE
 
-from .conftest import Run, SlurmTool, processes_of, until
+from .runs import STALE, UNSHARED, Run, SlurmTool, plant_stale, processes_of, until
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]
@@ -78,22 +74,18 @@ def training(
     return call
 
 
-def leases(run: Run) -> list[Path]:
-    return list(run.folder.glob("rendezvous/*/lease-*"))
-
-
 @pytest.mark.parametrize("how", ["scancel", "skiff cancel"])
 def test_a_cancelled_run_leaves_nothing(training: Callable[..., Run], how: str) -> None:
     run = training()
     place = json.loads(run.published().read_text())
-    assert len(leases(run)) == 2
+    assert len(run.leases()) == 2
     if how == "scancel":
         scancel(list(job_ids(run.folder).values()))
     else:
         assert cli.main(["cancel", str(run.folder)]) == 0
     jobs = run.ended()  # no process, no container
     assert {job.state for job in jobs.values()} == {"CANCELLED"}
-    assert leases(run) == []
+    assert run.leases() == []
     assert not run.published_now()
     assert not (podman_run_dir() / f"serve-{place['pid']}").exists()
     with pytest.raises(httpx.ConnectError):
@@ -110,14 +102,12 @@ def test_a_half_whose_partner_is_gone_ends(
 ) -> None:
     node = {"runtime": "cpu1", "train": "gpu1"}[lost]
     run = training("two-jobs")
-    slurm("lose", node)
-    try:
+    with slurm.lost(node):
         until(lambda: run.jobs()[other].ended)
         ended = run.jobs()[other]
-    finally:
-        slurm("return", node)
-        if lost == "runtime":  # a power cut leaves no container
-            remove_leftovers(run.folder / STATE_FOLDER / socket.gethostname())
+    if lost == "runtime":
+        run.remove_containers()
+    assert run.containers() == []
     assert (ended.state, ended.exit) == ("FAILED", 3)
     sentence = f"{lost} half on {node}: has not renewed its lease for 6 s"
     assert sentence in "\n".join(status(run.folder))
@@ -136,7 +126,7 @@ def test_a_node_that_slurm_takes_down_ends_the_job(training: Callable[..., Run])
         idle = ["sinfo", "--noheader", "--nodes=gpu1", "--format=%T"]
         until(lambda: subprocess.check_output(idle, text=True) == "idle\n")
     assert jobs["train"].state == "NODE_FAIL"
-    assert leases(run) == []
+    assert run.leases() == []
 
 
 def test_a_half_that_is_killed_is_the_cause(training: Callable[..., Run]) -> None:
@@ -154,18 +144,11 @@ def test_a_half_that_is_killed_is_the_cause(training: Callable[..., Run]) -> Non
 
 
 def test_a_stale_server_is_not_believed(training: Callable[..., Run]) -> None:
-    def plant(folder: Path) -> None:
-        meeting = folder / "rendezvous" / "01"
-        meeting.mkdir()
-        place = {"url": "http://127.0.0.1:9", "job": "999", "attempt": 1, "nonce": "dead"}
-        (meeting / "runtime-dead.json").write_text(json.dumps(place))
-
-    run = training(before=plant)
-    sentence = "runtime-dead.json is of attempt 1, job 999: it is stale and not believed"
+    run = training(before=plant_stale)
     [event] = events.read(run.folder, "stale")
-    assert event["what"] == sentence
+    assert event["what"] == STALE
     log = run.folder / "logs" / f"slurm.{run.jobs()['train'].id}.log"
-    assert sentence in (log if log.exists() else next(log.parent.glob("slurm.*"))).read_text()
+    assert STALE in (log if log.exists() else next(log.parent.glob("slurm.*"))).read_text()
     assert [path.name for path in run.published().parent.glob("runtime-*.json")] == [
         run.published().name
     ]
@@ -189,15 +172,7 @@ def test_a_half_does_not_wait_for_ever(short: Profile, submit_run: Submit) -> No
 def test_an_unshared_run_folder_is_named(
     short: Profile, submit_run: Submit, stand_in: StandIn
 ) -> None:
-    # The node gpu1 has an empty folder of its own there.
-    shell = """
-    if [ "$SLURMD_NODENAME" = gpu1 ] && [ -z "$hidden" ]; then
-        run=$(sed 's/.*--run \\([^ ]*\\).*/\\1/' <<<"$*")
-        export hidden=1
-        exec unshare --user --map-root-user --mount sh -c \\
-            'mount -t tmpfs none "$1" && shift && exec "$@"' sh "$run" "$0" "$@"
-    fi"""
-    stand_in(TRAINER, shell=textwrap.dedent(shell))
+    stand_in(TRAINER, shell=UNSHARED)
     run = submit_run(short)
     jobs = run.ended()
     assert {job.exit for job in jobs.values()} == {3}

@@ -14,7 +14,7 @@ import pytest
 from skiff.launch.status import status
 from skiff.train import tiny
 
-from .conftest import Run
+from .runs import Run
 
 Profile = dict[str, dict[str, Any]]
 

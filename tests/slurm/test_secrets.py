@@ -25,7 +25,7 @@ from skiff.config.secrets import NAMES, without_secrets
 from skiff.launch.submit import job_ids
 from skiff.sandbox import RuntimeClient, SandboxSpec
 
-from .conftest import Run, until
+from .runs import Run, until
 
 Profile = dict[str, dict[str, Any]]
 LOOK_SECONDS = 0.05

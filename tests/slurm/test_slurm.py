@@ -17,7 +17,7 @@ from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
 from skiff.sandbox import RuntimeClient, SandboxSpec
 
-from .conftest import Run, processes_of, until
+from .runs import Run, processes_of, until
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]

@@ -16,7 +16,7 @@ from skiff.launch.submit import cancel, job_ids
 from skiff.train import manifest, resume
 from skiff.train.save_request import SAVED
 
-from .conftest import Run, SlurmTool, until
+from .runs import Run, SlurmTool, until
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]
@@ -161,11 +161,8 @@ def test_a_run_that_loses_a_node_goes_on(
     profile["slurm"]["lease_seconds"] = 6.0
     run = submit_run(profile)
     until(lambda: len(steps(run)) > 7)
-    slurm("lose", "gpu1")
-    try:
+    with slurm.lost("gpu1"):
         until(lambda: "train half on gpu1: has not renewed" in "\n".join(status(run.folder)))
-    finally:
-        slurm("return", "gpu1")
     begin_again(run, 2)
     assert [(job.state, job.exit) for job in run.ended().values()] == [("COMPLETED", 0)] * 2
     assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
