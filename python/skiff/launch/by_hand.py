@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from skiff.attempts import attempt_folder
 from skiff.config import Config, load_config
 from skiff.config.slurm import Slurm
 from skiff.errors import ConfigError, SkiffError
@@ -53,7 +54,7 @@ def prepare(config: Config, shape: Shape, job_id: str) -> Path:
     run_dir = run_folder.make(config)
     make_key(run_dir)
     attempt = run_folder.new_attempt(run_dir)
-    folder = run_dir / "attempts" / f"{attempt:02d}"
+    folder = attempt_folder(run_dir, attempt)
     script = folder / f"{shape.value}.sbatch"
     slurm = config.slurm or Slurm()
     python, alone = Path(sys.executable), shape is not Shape.HET

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from skiff.attempts import attempt_folder, meeting_folder
 from skiff.config import Config, load_run_config
 from skiff.config.load import write_config
 from skiff.errors import ConfigError
@@ -92,7 +93,7 @@ def new_attempt(folder: Path) -> int:
     number = 1
     while True:
         try:
-            (folder / "attempts" / f"{number:02d}").mkdir(parents=True)
+            attempt_folder(folder, number).mkdir(parents=True)
         except FileExistsError:
             number += 1
         except OSError as error:
@@ -106,9 +107,9 @@ def meeting(folder: Path, attempt: int) -> Path:
 
     A file END in it asks both to end in order.
     """
-    path = folder / "rendezvous" / f"{attempt:02d}"
+    path = meeting_folder(folder, attempt)
     path.mkdir(exist_ok=True)
-    (folder / "attempts" / f"{attempt:02d}").mkdir(exist_ok=True)
+    attempt_folder(folder, attempt).mkdir(exist_ok=True)
     return path
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from skiff import events
+from skiff.attempts import attempt_folder
 from skiff.config import Config
 from skiff.config.secrets import check_in_file
 from skiff.errors import ConfigError, SkiffError
@@ -113,7 +114,7 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
 def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict[Shape, str]:
     """Submit the next attempt of a run; returns the jobs' ids. Raises SkiffError."""
     attempt = run_folder.new_attempt(run_dir)
-    folder = run_dir / "attempts" / f"{attempt:02d}"
+    folder = attempt_folder(run_dir, attempt)
     make_key(run_dir)
     ids: dict[Shape, str] = {}
     try:
@@ -177,7 +178,7 @@ def cancel(run_dir: Path) -> None:
 
 def _print(job: Submission, run_dir: Path) -> None:
     ids = dict.fromkeys(Shape, "JOBID")
-    script = run_dir / "attempts" / "01" / job.file
+    script = attempt_folder(run_dir, 1) / job.file
     words = ["sbatch", "--parsable", *job.options(ids), str(script)]
     print(shlex.join(words), file=sys.stderr)  # so that the output is the scripts alone
     print(job.text, end="")

@@ -26,15 +26,15 @@ from pathlib import Path
 
 import psutil
 
+from skiff.attempts import meeting_folder
 from skiff.config import Config
 from skiff.errors import InfraError
 from skiff.files import write_atomic
 from skiff.processes import Child
 from skiff.sandbox.key import read_key_file
-from skiff.train.causes import failure_in
 from skiff.train.overrides import ray_resources
 from skiff.train.ray_ports import choose_ports
-from skiff.train.retry import TransientError
+from skiff.train.retry import TransientError, failure_told
 from skiff.train.scratch import scratch
 
 PLACE = "ray.json"
@@ -57,13 +57,8 @@ class Place:
     variables: dict[str, str]
 
 
-def meeting(run_dir: Path, attempt: int) -> Path:
-    """The folder in which the nodes of an attempt meet."""
-    return run_dir / "rendezvous" / f"{attempt:02d}"
-
-
 @contextlib.contextmanager
-def head(
+def ray_of(
     config: Config,
     run_dir: Path,
     attempt: int,
@@ -71,12 +66,17 @@ def head(
     variables: dict[str, str],
     temp_dir: Path,
 ) -> Iterator[str]:
-    """The address of a cluster with all nodes, which ends with the block. `environment` is that of
-    verl, with the place of Ray's token; `variables` are those in it that other nodes cannot know.
+    """verl's argument that names its Ray: one that it starts itself in `temp_dir`; where there are
+    several nodes, one that all have joined and that ends with the block.
 
-    Raises InfraError when Ray does not come up, or a node has not joined within JOIN_SECONDS.
+    `environment` is that of verl, with the place of Ray's token; `variables` are those in it that
+    other nodes cannot know. Raises InfraError when Ray does not come up, or a node has not joined
+    within JOIN_SECONDS.
     """
-    place_file = meeting(run_dir, attempt) / PLACE
+    if config.hardware.nodes == 1:
+        yield f"+ray_kwargs.ray_init._temp_dir={temp_dir}"
+        return
+    place_file = meeting_folder(run_dir, attempt) / PLACE
     ports = choose_ports(_job(), 0)
     here = node_address(config.hardware.interface)
     nonce = secrets.token_hex(16)
@@ -90,7 +90,7 @@ def head(
             _wait_listening(here, ports.head, ray, log)
             write_atomic(place_file, json.dumps(asdict(place)) + "\n")
             _wait_nodes(config, place, environment, log)
-            yield place.address
+            yield f"+ray_kwargs.ray_init.address={place.address}"
     finally:
         place_file.unlink(missing_ok=True)
 
@@ -107,7 +107,7 @@ def join(
 
     Raises InfraError when Ray ends here while the first node counts on it.
     """
-    place_file = meeting(run_dir, attempt) / PLACE
+    place_file = meeting_folder(run_dir, attempt) / PLACE
     log = run_dir / "logs" / f"ray-{node}.{attempt:02d}.log"
     while True:
         if (place := read_place(place_file)) is not None:
@@ -141,7 +141,7 @@ def _take_part(
                     time.sleep(POLL_SECONDS)  # the head's end may be its cause
                     if read_place(place_file) != place:
                         return
-                    raise _failed(log, f"Ray on node {node}")
+                    raise failure_told(log, f"Ray on node {node}")
                 time.sleep(POLL_SECONDS)
 
 
@@ -203,7 +203,7 @@ def _wait_listening(host: str, port: int, ray: Child, log: Path) -> None:
     deadline = time.monotonic() + JOIN_SECONDS
     while not _listens(host, port):
         if ray.returncode is not None or time.monotonic() > deadline:
-            raise _failed(log, "Ray's head did not come up")
+            raise failure_told(log, "Ray's head did not come up")
         time.sleep(POLL_SECONDS)
 
 
@@ -220,12 +220,4 @@ def _wait_nodes(config: Config, place: Place, environment: Mapping[str, str], lo
         while probe.returncode is None:
             time.sleep(POLL_SECONDS)
     if probe.returncode != 0:
-        raise _failed(log, "Ray over the trainer's nodes")
-
-
-def _failed(log: Path, where: str) -> InfraError:
-    """What the log says, as an error that is tried again if it may pass."""
-    failure, remedy = failure_in(log), f"log: {log}"
-    if failure.retry:
-        return TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
-    return InfraError(failure.sentence, where=where, remedy=remedy)
+        raise failure_told(log, "Ray over the trainer's nodes")

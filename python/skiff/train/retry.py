@@ -11,7 +11,7 @@ from pathlib import Path
 
 from skiff import events
 from skiff.errors import InfraError
-from skiff.train.causes import failure_of
+from skiff.train.causes import failure_in, failure_of
 
 BACK_OFF = (10.0, 60.0, 300.0)  # seconds before the second, third and fourth try
 
@@ -22,6 +22,14 @@ class TransientError(InfraError):
     def __init__(self, what: str, *, why: str, where: str = "", remedy: str = "") -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.why = why
+
+
+def failure_told(log: Path, where: str) -> InfraError:
+    """What a log says of the end of `where`; a TransientError if that may pass."""
+    failure, remedy = failure_in(log), f"log: {log}"
+    if failure.retry:
+        return TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
+    return InfraError(failure.sentence, where=where, remedy=remedy)
 
 
 def with_retries(run_dir: Path, work: Callable[[int], int], reached: Callable[[], int]) -> int:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from skiff.attempts import meeting_folder
+
 NAME = "save"
 VARIABLE = "SKIFF_SAVE_REQUEST"  # the file's path, for verl's processes
 SAVED = os.EX_TEMPFAIL  # exit status: saved, and to be gone on with
 
 
 def request_file(run_dir: Path, attempt: int) -> Path:
-    """The file of one attempt, in the folder in which its halves meet."""
-    return run_dir / "rendezvous" / f"{attempt:02d}" / NAME
+    """The file of one attempt."""
+    return meeting_folder(run_dir, attempt) / NAME
 
 
 class SaveRequest:

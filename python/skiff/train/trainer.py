@@ -3,8 +3,7 @@
 `train` is what `entrypoints/train` calls. It runs `python -m verl.trainer.main_ppo` as a child that
 brings up its own Ray, follows its metrics into events.jsonl, publishes its checkpoints, and leaves
 nothing of it behind. A transient failure is tried again (retry.py). Where the trainer has several
-nodes, the first one does all this, and the others lend it their Ray (ray_cluster.py). Not covered:
-compiled kernels of those others.
+nodes, the first one does all this, and the others lend it their Ray (ray_cluster.py).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skiff import events
+from skiff.attempts import attempt_folder
 from skiff.config import Config, load_run_config
 from skiff.config.secrets import load_secrets
 from skiff.errors import InfraError
@@ -36,7 +36,6 @@ from skiff.sandbox.client import (
 )
 from skiff.sandbox.nodes import PATTERN
 from skiff.train import resume
-from skiff.train.causes import failure_in
 from skiff.train.data import TASKS, write_data
 from skiff.train.environment import clean_environment, wandb_environment
 from skiff.train.gpu_watch import watch_gpus
@@ -45,8 +44,8 @@ from skiff.train.kernels import Kernels, place_kernels
 from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 from skiff.train.publish import Publisher
-from skiff.train.ray_cluster import head, join, token_variables
-from skiff.train.retry import TransientError, with_retries
+from skiff.train.ray_cluster import join, ray_of, token_variables
+from skiff.train.retry import failure_told, with_retries
 from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 from skiff.train.scratch import scratch
 
@@ -220,7 +219,7 @@ def run_verl(
         **variables,
         **secrets,
     }
-    listed = run_dir / "attempts" / f"{start.attempt:02d}" / "verl.txt"
+    listed = attempt_folder(run_dir, start.attempt) / "verl.txt"
     with scratch() as folder:
         token = folder / "token"
         write_atomic(token, os.urandom(32).hex(), mode=0o600)
@@ -239,30 +238,8 @@ def run_verl(
     if saved:
         return SAVED
     if child.returncode != 0:
-        failure = failure_in(log)
-        where, remedy = f"verl ended with exit code {child.returncode}", f"log: {log}"
-        if failure.retry:
-            raise TransientError(failure.sentence, why=failure.retry, where=where, remedy=remedy)
-        raise InfraError(failure.sentence, where=where, remedy=remedy)
+        raise failure_told(log, f"verl ended with exit code {child.returncode}")
     return 0
-
-
-@contextlib.contextmanager
-def ray_of(
-    config: Config,
-    run_dir: Path,
-    attempt: int,
-    environment: dict[str, str],
-    variables: dict[str, str],
-    temp_dir: Path,
-) -> Iterator[str]:
-    """verl's argument that names its Ray: one that it starts itself in `temp_dir`; where there are
-    several nodes, one that is there within the block. `variables` go to all of them."""
-    if config.hardware.nodes == 1:
-        yield f"+ray_kwargs.ray_init._temp_dir={temp_dir}"
-        return
-    with head(config, run_dir, attempt, environment, variables, temp_dir) as address:
-        yield f"+ray_kwargs.ray_init.address={address}"
 
 
 def help_train(config_file: Path, *, attempt: int, node: int) -> None:
