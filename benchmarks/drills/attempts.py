@@ -23,7 +23,7 @@ from skiff.podman import podman_run_dir
 from skiff.train.save_request import request_file
 from tiny_run import containers_of, processes_of, tree_of, until
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 SIGNAL_SECONDS = 60  # before the time limit
 END_SECONDS = 10.0  # Slurm says that a job has ended before its last process has
 KINDS = ("serve", "host")  # of podman's services, whose folders have the server's number

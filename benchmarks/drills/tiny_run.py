@@ -99,10 +99,13 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
 def tree_of(run_dir: Path) -> set[psutil.Process]:
     """The same, and all below them: Ray's do not name the run, nor do those in a container."""
     found = set(processes_of(run_dir))
-    for process in tuple(found):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.update(process.children(recursive=True))
-    return found
+    everything = list(psutil.process_iter(["ppid"]))
+    while True:
+        pids = {process.pid for process in found}
+        below = {process for process in everything if process.info["ppid"] in pids}
+        if below <= found:
+            return found
+        found |= below
 
 
 def containers_of(run_dir: Path) -> list[str]:
