@@ -17,7 +17,13 @@ from skiff.doctor import machine, places
 from skiff.doctor.before import check_profile, is_fine, one_of
 from skiff.doctor.check import Check, Verdict
 from skiff.doctor.machine import check_trainer_node
-from skiff.doctor.places import check_model, check_places, check_port, check_shared
+from skiff.doctor.places import (
+    check_model,
+    check_places,
+    check_port,
+    check_shared,
+    check_tasks,
+)
 from skiff.errors import InfraError
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 
@@ -68,6 +74,13 @@ def test_a_model_without_weights(config: Configure, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").unlink()
     assert check_model(config()).verdict is Verdict.FAIL
     assert check_model(config(model={"path": "warm-start"}, warm_start={})).verdict is Verdict.OK
+
+
+def test_tasks_that_are_not_there(config: Configure) -> None:
+    assert check_tasks(config()).verdict is Verdict.OK
+    found = check_tasks(config(tasks={"train": ["tasks:/gone.jsonl"]}))
+    assert found.verdict is Verdict.FAIL
+    assert "/gone.jsonl" in found.what
 
 
 @pytest.mark.parametrize(
@@ -237,12 +250,17 @@ def test_a_node_without_user_namespaces_is_told_whole(
     assert named(found, "port").verdict is Verdict.OK
 
 
-def test_sandboxes_of_apptainer(config: Configure) -> None:
-    found = machine.check_runtime_node(
-        config(runtime={"backend": "apptainer", "sif_folder": "/sifs"})
-    )
+def test_sandboxes_of_apptainer(config: Configure, tmp_path: Path) -> None:
+    def look(sifs: str) -> list[Check]:
+        asked = {"backend": "apptainer", "sif_folder": sifs}
+        return machine.check_runtime_node(config(runtime=asked))
+
+    found = look("/gone")
     assert named(found, "apptainer").verdict is Verdict.OK
     assert named(found, "overlay").verdict is not Verdict.FAIL
+    assert named(found, "sif_folder").verdict is Verdict.FAIL
+    (tmp_path / "debian_12.sif").touch()
+    assert named(look(str(tmp_path)), "sif_folder").what == f"{tmp_path}: 1 images"
 
 
 def test_a_copy_needs_rsync_and_a_folder(

@@ -4,10 +4,12 @@ Slurm and a real server."""
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,24 @@ def test_the_time_that_is_left(run_dir: Path, slurm: Slurm) -> None:
     assert lines[0] == "het      job 7 running on node7 (1 min 40 s to its time limit)"
     assert lines[1] == "step     3 of 40"
     assert lines[2] == "ends     in about 6 min 10 s, after the time limit"
+
+
+def test_at_the_port_of_a_dead_server_another_one_answers(run_dir: Path, slurm: Slurm) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+    slurm(job("RUNNING"))
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        place = run_folder.meeting(run_dir, 1) / "runtime-n1.json"
+        place.write_text(json.dumps({"url": url}))
+        [line] = [line for line in status.status(run_dir) if line.startswith("server")]
+        server.shutdown()
+    assert line == f"server   {url} is none of ours any more: something else answers there"
 
 
 def test_leases_of_both_halves(run_dir: Path, slurm: Slurm) -> None:

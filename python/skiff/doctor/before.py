@@ -19,21 +19,22 @@ from skiff.config.slurm import SlurmHalf
 from skiff.doctor.check import Check, Verdict, absent, failed
 from skiff.doctor.cluster import check_cluster, wanted_halves
 from skiff.doctor.machine import check_runtime_node, check_trainer_node
-from skiff.doctor.places import check_model, check_places, check_shared
+from skiff.doctor.places import check_model, check_places, check_shared, check_tasks
 from skiff.errors import InfraError
 from skiff.launch import slurm
 
 WAIT_SECONDS = 120  # for a free node
 LOOK_SECONDS = 300.0
 NO_NODE = "Unable to allocate resources: Requested nodes are busy"  # srun's words
-_OPTIONS = ("partition", "account", "qos", "constraint", "reservation")
+_OPTIONS = ("partition", "account", "qos", "constraint", "exclude", "reservation")
 
 
 def check_profile(
     config: Config, *, key: Path | None = None, on_nodes: bool = False
 ) -> list[Check]:
     """Every check. `key`: the public key that images must be signed with."""
-    found = [*check_places(config, key=key), check_model(config), *check_cluster(config)]
+    found = [*check_places(config, key=key), check_model(config), check_tasks(config)]
+    found += check_cluster(config)
     if config.slurm is None:
         if config.runtime.url is None:
             found += check_runtime_node(config)
@@ -90,7 +91,7 @@ def _look(config: Config, name: str, half: SlurmHalf, canary: str) -> list[Check
             return [absent(f"a {name} node", what, "try again later")]
         return [failed(f"a {name} node", error)]
     except ValueError:
-        words = out.strip().splitlines()[-1]
+        words = out.strip().rpartition("\n")[2]
         return [failed(f"a {name} node", InfraError(f"no report, but: {words}"))]
     return found
 

@@ -36,6 +36,7 @@ def check_runtime_node(config: Config) -> list[Check]:
         found.append(_room("podman's store", podman_root(), STORE_GIB, _elsewhere("PODMAN")))
     else:
         found += [tried("apptainer", _apptainer), tried("overlay", _overlay)]
+        found += _sifs(config.runtime.sif_folder)
     if config.images.runtime is not None:
         found += [tried("apptainer", _apptainer), _fuse()]
     return [*dict.fromkeys(found), check_port(config)]
@@ -100,6 +101,14 @@ def _overlay() -> Check:
     folder = apptainer_root()
     check_overlay(folder)
     return _room("overlay", folder, STORE_GIB, _elsewhere("APPTAINER"))
+
+
+def _sifs(folder: Path | None) -> list[Check]:
+    if folder is None:
+        return []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return [fail("sif_folder", f"{folder} is no folder that can be read", "runtime.sif_folder")]
+    return [ok("sif_folder", f"{folder}: {len(list(folder.glob('*.sif')))} images")]
 
 
 def _fuse() -> Check:

@@ -18,7 +18,7 @@ from skiff.config import Config
 from skiff.config.load import parse_config
 from skiff.doctor.check import Check, failed, ok
 from skiff.doctor.machine import check_runtime_node, check_trainer_node
-from skiff.doctor.places import check_model, check_places
+from skiff.doctor.places import check_model, check_places, check_tasks
 from skiff.errors import InfraError, SkiffError
 
 
@@ -37,7 +37,7 @@ def main() -> None:
 def _machine(half: str, config: Config) -> list[Check]:
     if half == "runtime":
         return check_runtime_node(config)
-    return [check_model(config), *check_trainer_node(config)]
+    return [check_model(config), check_tasks(config), *check_trainer_node(config)]
 
 
 def _shared(canary: list[str]) -> list[Check]:

@@ -23,6 +23,7 @@ from skiff.mounts import NETWORK, filesystem
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 from skiff.sandbox.key import read_key_file
 from skiff.tasks.store import skiff_home
+from skiff.train.data import select
 from skiff.train.inputs import WARM_START, model_folder
 
 GIB = 1 << 30
@@ -73,6 +74,17 @@ def _weights(folder: Path) -> Check:
         return fail("model", f"{closed[0]} cannot be read", f"chmod a+r {closed[0]}")
     size = sum(file.stat().st_size for file in files) / GIB
     return ok("model", f"{folder}: {len(files)} files of weights, {size:.1f} GiB; no hub is asked")
+
+
+def check_tasks(config: Config) -> Check:
+    """Are the tasks there, and enough of them?"""
+    return tried("tasks", lambda: _counts(config))
+
+
+def _counts(config: Config) -> Check:
+    splits = select(config)
+    train, validation = len(splits["train"]), len(splits["validation"])
+    return ok("tasks", f"{train} to train on, {validation} for validation")
 
 
 def existing(path: Path) -> Path:

@@ -24,6 +24,14 @@ SYMPTOMS = (
         "its own log and Slurm's say why; the run goes on from its last checkpoint",
     ),
     Symptom(
+        "killed",
+        r"was killed by SIGKILL",
+        "the trainer was killed from outside: by the kernel, when the memory was used up, or by"
+        " somebody",
+        "`dmesg` on the node tells of memory: raise slurm.trainer.memory; with slurm.requeues the"
+        " run goes on by itself",
+    ),
+    Symptom(
         "server-unreachable",
         r"does not answer \S+ for [\d.]+ s",
         "the trainer's node cannot reach the runtime server",

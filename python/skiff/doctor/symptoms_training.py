@@ -115,7 +115,7 @@ SYMPTOMS = (
     Symptom(
         "ray-start",
         r"The current node timed out during startup|node_manager\.cc.*Check failed"
-        r"|Failed to connect to GCS|GCS.*(?:timed out|timeout)",
+        r"|Failed to connect to GCS|GCS.*(?:timed out|timeout)|No node info found for head node",
         "Ray did not come up in time: the machine is overloaded, or its ports are closed",
         "start again on a node of its own (--exclusive), without nice",
     ),

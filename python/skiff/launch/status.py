@@ -195,10 +195,13 @@ def _too_late(found: Status) -> str:
 
 def _server(url: str) -> str:
     try:
-        found = httpx.get(f"{url}/health", timeout=HEALTH_SECONDS, trust_env=False).json()
-    except (httpx.HTTPError, json.JSONDecodeError) as error:
+        answer = httpx.get(f"{url}/health", timeout=HEALTH_SECONDS, trust_env=False)
+        found = answer.json()["sandboxes"].items()
+    except httpx.HTTPError as error:
         return f"does not answer here: {error}"
-    return ", ".join(f"{count} {name}" for name, count in found["sandboxes"].items() if count)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "is none of ours any more: something else answers there"
+    return ", ".join(f"{count} {name}" for name, count in found if count)
 
 
 def _leases(run_dir: Path) -> Iterator[tuple[str, float]]:
