@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from skiff import cli, events
 from skiff.launch import run_folder
+from skiff.launch.progress import read_progress
 from skiff.launch.slurm import Job, show_job
 from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
@@ -115,8 +116,10 @@ async def test_a_runtime_alone_serves_until_it_is_cancelled(
         assert done.stdout == b"served\n"
         assert "1 ready" in "\n".join(status(run.folder))
         assert len(run.containers()) == 1
+    assert read_progress(run.folder).state == "running"
     cancel(run.folder)
     assert [job.state for job in run.ended().values()] == ["CANCELLED"]
+    assert read_progress(run.folder).state == "cancelled"
     assert list(meeting.glob("*.json")) == []
 
 
