@@ -106,12 +106,15 @@ class OnSlurm:
 
     def left(self) -> list[str]:
         """What of the run is left on the nodes: processes, containers, sockets, leases."""
-        alive = [each for each in self._seen if each.is_running()]
         sockets = [podman_run_dir() / f"{kind}-{each.pid}" for each in self._seen for kind in KINDS]
         files = [path for path in sockets if path.exists()]
         for name in ("lease-*", "runtime-*.json"):
             files += self._run_dir.glob(f"rendezvous/*/{name}")
-        names = [each.name() for each in {*alive, *processes_of(self._run_dir)}]
+        names = []
+        for process in {*self._seen, *processes_of(self._run_dir)}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.is_running():  # and no other one with its number
+                    names.append(process.name())
         return [*names, *containers_of(self._run_dir), *map(str, files)]
 
     def _update(self, *words: str) -> None:
