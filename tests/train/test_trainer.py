@@ -235,6 +235,14 @@ def test_a_failure_that_may_pass_is_told_as_such(
     assert (run_dir / "logs" / "verl-3.02.log").exists()
 
 
+def test_a_kill_of_verl_is_no_fault_of_the_run(
+    runtime_config: Configured, run_dir: Path, verl: Any
+) -> None:
+    verl("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(TransientError, match="was killed by SIGKILL"):
+        run_verl(runtime_config(), run_dir, "/models/tiny", {}, Start(1, 1, 0), NO_KERNELS)
+
+
 def test_it_ends_when_it_has_saved_on_request(
     runtime_config: Configured, run_dir: Path, verl: Any
 ) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ from skiff.train.metrics import Follower
 from skiff.train.overrides import AGENT_LOOP, verl_environment, verl_overrides
 from skiff.train.publish import Publisher
 from skiff.train.ray_cluster import join, ray_of, token_variables
-from skiff.train.retry import failure_told, with_retries
+from skiff.train.retry import TransientError, failure_told, with_retries
 from skiff.train.save_request import SAVED, VARIABLE, SaveRequest, request_file
 from skiff.train.scratch import scratch
 
@@ -237,6 +238,13 @@ def run_verl(
                 saved = follow(config, run_dir, child, metrics, SaveRequest(request), start)
     if saved:
         return SAVED
+    if child.returncode == -signal.SIGKILL:  # of which its log says nothing
+        raise TransientError(
+            "was killed by SIGKILL: by the kernel, when the memory is used up, or by somebody",
+            why="a new start has the memory again",
+            where="verl",
+            remedy=f"log: {log}",
+        )
     if child.returncode != 0:
         raise failure_told(log, f"verl ended with exit code {child.returncode}")
     return 0
