@@ -16,6 +16,8 @@ from skiff.images.definitions import DEFAULT, find_image
 from skiff.images.runnable import runnable
 from skiff.train import tiny
 
+from ..slurm.runs import SlurmTool, running_slurm
+
 
 @pytest.fixture(scope="session")
 def sif() -> Callable[[str], Path]:
@@ -102,3 +104,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "model"
     tiny.make_shell_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmTool]:
+    """Slurm's programs reach it, and no other one."""
+    with running_slurm(tmp_path_factory.mktemp("slurm") / "one") as tool:
+        yield tool
