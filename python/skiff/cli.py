@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with a run from its last checkpoint")
     resume.add_argument("run", type=Path, help="a run folder")
+    resume.add_argument("--local", action="store_true", help="here, also what was submitted")
     resume.set_defaults(call=_resume)
 
     _slurm_commands(commands)
@@ -306,7 +307,7 @@ def _run(parsed: argparse.Namespace, console: Console) -> int:
 def _resume(parsed: argparse.Namespace, console: Console) -> int:
     from skiff.launch.run import resume
 
-    return resume(parsed.run, console)
+    return resume(parsed.run, console, local=parsed.local)
 
 
 def _launch(parsed: argparse.Namespace, console: Console) -> int:

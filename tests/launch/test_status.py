@@ -87,6 +87,15 @@ def test_what_runs_is_ended_in_order_and_what_waits_is_cancelled(
     assert len(list(events.read(run_dir, "cancelled"))) == 2  # what had ended was not
 
 
+def test_a_run_is_not_resumed_beside_its_jobs(
+    run_dir: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm(job("COMPLETED", group=0), job("RUNNING", "8", group=1))
+    for local in ([], ["--local"]):
+        assert cli.main(["resume", str(run_dir), *local]) == 2
+        assert f"{run_dir}: has not ended: job 7" in capsys.readouterr().err
+
+
 def test_a_run_that_was_not_submitted(run_dir: Path) -> None:
     assert status.status(run_dir) == ["jobs     none: the run was not submitted to Slurm"]
     with pytest.raises(ConfigError, match="was not submitted to Slurm"):

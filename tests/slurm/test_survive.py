@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from skiff import events
+from skiff import cli, events
 from skiff.launch.status import status
 from skiff.launch.submit import cancel, job_ids
 from skiff.train import manifest, resume
@@ -152,6 +152,31 @@ def test_a_run_that_is_preempted_goes_on_until_it_is_cancelled(
     # Each attempt began after the newest checkpoint of the one before.
     assert sorted(set(steps(run))) == list(range(1, max(steps(run)) + 1))
     assert resume.newest(run.folder) >= 7
+
+
+def test_a_run_that_was_cancelled_is_submitted_again(
+    submit_run: Submit,
+    profile: Profile,
+    verl: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verl(0.5)
+    run = submit_run(profile)
+    until(lambda: len(steps(run)) > 7)
+    [first] = job_ids(run.folder).values()
+    assert cli.main(["resume", str(run.folder)]) == 2
+    assert f"has not ended: job {first}" in capsys.readouterr().err
+    cancel(run.folder)
+    run.ended()
+    saved = resume.newest(run.folder)
+    assert cli.main(["resume", str(run.folder)]) == 0
+    [second] = job_ids(run.folder).values()
+    assert f"job {second}: het" in capsys.readouterr().out
+    assert [(job.state, job.exit) for job in run.ended().values()] == [("COMPLETED", 0)] * 2
+    assert finished(run) == [(130, "interrupted"), (0, "done")]
+    again = [step for step in steps(run) if steps(run).count(step) > 1]
+    assert sorted(set(steps(run))) == list(range(1, STEPS + 1))
+    assert all(step > saved for step in again)
 
 
 def test_a_run_that_loses_a_node_goes_on(

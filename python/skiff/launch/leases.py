@@ -132,7 +132,7 @@ class Partner:
                     f"has not renewed its lease for {self._seconds:g} s: its node or its job is"
                     " gone",
                     where=f"{self._half} half on {node}",
-                    remedy="submit the run again; it goes on from its last checkpoint",
+                    remedy="skiff resume RUN; it goes on from its last checkpoint",
                 )
         if len(alive) < self._nodes and now - self._begun > self._wait_seconds:
             raise InfraError(

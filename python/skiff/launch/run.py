@@ -13,6 +13,7 @@ from skiff.errors import SkiffError
 from skiff.images.sandbox import ensure_sandbox_image
 from skiff.launch import local, run_folder
 from skiff.launch.local import INTERRUPTED
+from skiff.launch.submit import check_ended, submit_again, was_submitted
 from skiff.launch.sync import synced
 from skiff.launch.watch import Watch
 from skiff.report import summarise, summary_table, write_report
@@ -32,10 +33,18 @@ def run(config: Config, console: Console) -> int:
     return _attempt(config, run_dir, console)
 
 
-def resume(run_dir: Path, console: Console) -> int:
-    """Go on with a run from its newest whole checkpoint; returns the exit code."""
+def resume(run_dir: Path, console: Console, *, local: bool = False) -> int:
+    """Go on with a run from its newest whole checkpoint; returns the exit code.
+
+    What was submitted is submitted again, unless `local`. Raises SkiffError.
+    """
     run_dir = run_dir.absolute()
     config = run_folder.read_config(run_dir)
+    if was_submitted(run_dir):
+        if not local:
+            submit_again(run_dir, config, console)
+            return 0
+        check_ended(run_dir)
     check_places(config)
     return _attempt(config, run_dir, console)
 

@@ -1,9 +1,8 @@
-"""`skiff launch` and `skiff cancel`: a run folder, the jobs' scripts in it, and their submission.
+"""`skiff launch`, `skiff cancel`, and `skiff resume` of what was launched: a run folder, the jobs'
+scripts in it, and their submission.
 
 attempts/NN/*.sbatch  the scripts as submitted
 attempts/NN/jobs.json what each of them became: {"het": "123"} or {"runtime": "123", "train": "124"}
-
-Not covered: submitting a run a second time.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from skiff.images.runnable import check_file
 from skiff.launch import run_folder
 from skiff.launch.sbatch import Shape, sbatch_text
 from skiff.launch.slurm import sbatch, scancel, show_job, terminate
-from skiff.train.inputs import check_inputs
+from skiff.train.inputs import check_inputs, check_places
 
 JOBS = "jobs.json"
 
@@ -86,11 +85,7 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
     if not runtime_only:
         check_inputs(config)
-        if config.logging.wandb:
-            check_in_file("WANDB_API_KEY")
-    for image in (config.images.runtime, config.images.trainer):
-        if image is not None:
-            check_file(image)
+    _check_files(config, runtime_only=runtime_only)
     if dry_run:
         for job in planned:
             _print(job, place)
@@ -101,14 +96,33 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     except SkiffError:
         shutil.rmtree(run_dir)
         raise
-    console.print(f"run folder: {run_dir}", markup=False, soft_wrap=True)
-    for shape, job_id in ids.items():
-        console.print(f"job {job_id}: {shape.value}", markup=False)
-    console.print(
-        f"skiff status {run_dir}\nskiff logs -f {run_dir}\nskiff cancel {run_dir}",
-        markup=False,
-        soft_wrap=True,
-    )
+    _print_ids(run_dir, ids, console)
+
+
+def submit_again(run_dir: Path, config: Config, console: Console) -> None:
+    """Submit the next attempt of a run, which goes on from its newest whole checkpoint.
+
+    Raises SkiffError, also while a job of the run has not ended.
+    """
+    with run_folder.lock(run_dir):
+        check_ended(run_dir)
+        runtime_only = set(job_ids(run_dir)) == {Shape.RUNTIME}
+        if not runtime_only:
+            check_places(config)
+        _check_files(config, runtime_only=runtime_only)
+        ids = submit(config, run_dir, runtime_only=runtime_only)
+    _print_ids(run_dir, ids, console)
+
+
+def check_ended(run_dir: Path) -> None:
+    """Raises ConfigError while a job of the run waits or runs, InfraError when Slurm is silent."""
+    for job_id in job_ids(run_dir).values():
+        if not all(part.ended for part in show_job(job_id)):
+            raise ConfigError(
+                f"has not ended: job {job_id}",
+                where=str(run_dir),
+                remedy=f"skiff status {run_dir}; skiff cancel {run_dir}",
+            )
 
 
 def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict[Shape, str]:
@@ -174,6 +188,22 @@ def cancel(run_dir: Path) -> None:
         else:
             scancel([job_id])
         events.emit(run_dir, "cancelled", job=job_id)
+
+
+def _check_files(config: Config, *, runtime_only: bool) -> None:
+    """The secrets and images of a job to be. Raises ConfigError."""
+    if config.logging.wandb and not runtime_only:
+        check_in_file("WANDB_API_KEY")
+    for image in (config.images.runtime, config.images.trainer):
+        if image is not None:
+            check_file(image)
+
+
+def _print_ids(run_dir: Path, ids: dict[Shape, str], console: Console) -> None:
+    lines = [f"run folder: {run_dir}"]
+    lines += [f"job {job_id}: {shape.value}" for shape, job_id in ids.items()]
+    lines += [f"skiff {command} {run_dir}" for command in ("status", "logs -f", "cancel")]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def _print(job: Submission, run_dir: Path) -> None:
