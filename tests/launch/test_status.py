@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from skiff import cli, events
-from skiff.errors import ConfigError
+from skiff.config import Config
+from skiff.errors import ConfigError, InfraError
 from skiff.launch import run_folder, status, submit
 from skiff.launch.sbatch import Shape
 from skiff.launch.slurm import Job
@@ -85,6 +86,30 @@ def test_what_runs_is_ended_in_order_and_what_waits_is_cancelled(
     submit.cancel(run_dir)
     assert asked == [["terminate", "7"], ["scancel", "7"]]
     assert len(list(events.read(run_dir, "cancelled"))) == 2  # what had ended was not
+
+
+@pytest.mark.parametrize("error", [InfraError("no such partition"), OSError(28, "disk is full")])
+def test_of_a_submission_that_fails_nothing_is_left(
+    run_dir: Path,
+    slurm: Slurm,
+    runtime_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    asked, answers = slurm(job("FAILED")), ["11"]
+
+    def sbatch(script: Path, *, options: list[str]) -> str:
+        if not answers:
+            raise error
+        return answers.pop()
+
+    monkeypatch.setattr(submit, "sbatch", sbatch)
+    config = runtime_config(runtime={"host": "0.0.0.0"}, slurm={"mode": "two-jobs"})
+    with pytest.raises(type(error)):
+        submit.submit(config, run_dir)
+    assert asked == [["scancel", "11"]]
+    assert submit.job_ids(run_dir) == {Shape.HET: "7"}
+    assert run_folder.newest_attempt(run_dir) == "01"
 
 
 def test_a_run_is_not_resumed_beside_its_jobs(

@@ -80,7 +80,7 @@ def submissions(
 def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: bool) -> None:
     """Check what the profile names, make a run folder and submit; a dry run only prints.
 
-    Raises SkiffError; nothing is then left, in the queue or as a folder.
+    Raises SkiffError and OSError; nothing is then left, in the queue or as a folder.
     """
     planned = submissions(config, place := run_folder.place(config), 1, runtime_only=runtime_only)
     if not runtime_only:
@@ -93,7 +93,7 @@ def launch(config: Config, console: Console, *, runtime_only: bool, dry_run: boo
     run_dir = run_folder.make(config)
     try:
         ids = submit(config, run_dir, runtime_only=runtime_only)
-    except SkiffError:
+    except (SkiffError, OSError):
         shutil.rmtree(run_dir)
         raise
     _print_ids(run_dir, ids, console)
@@ -126,7 +126,8 @@ def check_ended(run_dir: Path) -> None:
 
 
 def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict[Shape, str]:
-    """Submit the next attempt of a run; returns the jobs' ids. Raises SkiffError."""
+    """Submit the next attempt of a run; returns the jobs' ids. Raises SkiffError and OSError; then
+    nothing of that attempt is left, in the queue or as a folder."""
     attempt = run_folder.new_attempt(run_dir)
     folder = attempt_folder(run_dir, attempt)
     make_key(run_dir)
@@ -136,9 +137,10 @@ def submit(config: Config, run_dir: Path, *, runtime_only: bool = False) -> dict
             write_atomic(folder / job.file, job.text)
             ids[job.shape] = sbatch(folder / job.file, options=job.options(ids))
             note_jobs(folder, ids)
-    except SkiffError:
+    except (SkiffError, OSError):
         if ids:
             scancel(list(ids.values()))
+        shutil.rmtree(folder)
         raise
     return ids
 
