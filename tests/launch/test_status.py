@@ -104,7 +104,11 @@ def test_of_a_submission_that_fails_nothing_is_left(
         return answers.pop()
 
     monkeypatch.setattr(submit, "sbatch", sbatch)
-    config = runtime_config(runtime={"host": "0.0.0.0"}, slurm={"mode": "two-jobs"})
+    config = runtime_config(
+        runtime={"host": "0.0.0.0"},
+        hardware={"platform": "cpu", "dtype": "float32"},
+        slurm={"mode": "two-jobs"},
+    )
     with pytest.raises(type(error)):
         submit.submit(config, run_dir)
     assert asked == [["scancel", "11"]]
