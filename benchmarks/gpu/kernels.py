@@ -328,7 +328,6 @@ def profile(work: Path, name: str) -> dict[str, Any]:
 
 def random_model(work: Path) -> Path:
     """28 layers of 1024 with the tokenizer of the tasks' words; a vocabulary made for the layer."""
-    from skiff.tasks import shell
     from skiff.train import tiny
 
     folder = work / "models" / "random"
@@ -338,9 +337,7 @@ def random_model(work: Path) -> Path:
 
         made = folder.with_suffix(".partial")
         made.mkdir(parents=True)
-        tasks = shell.tasks("train")[:256]
-        texts = [text for t in tasks for text in (t.prompt, *(file.content for file in t.files))]
-        tiny.make_tokenizer(made, texts)
+        tiny.make_shell_tokenizer(made)
         torch.manual_seed(0)
         with torch.device("cuda"):
             model = Qwen3ForCausalLM(Qwen3Config(**SIZES["0.6B"])).to(torch.bfloat16)

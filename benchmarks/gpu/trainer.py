@@ -301,9 +301,7 @@ def tiny_model(work: Path) -> Path:
     folder = work / "tiny"
     if not folder.exists():
         folder.mkdir()
-        tasks = shell.tasks("train")[:256]
-        texts = [text for t in tasks for text in (t.prompt, *(file.content for file in t.files))]
-        tokenizer = tiny.make_tokenizer(folder, texts)
+        tokenizer = tiny.make_shell_tokenizer(folder)
         tiny.make_model(folder, tokenizer, layers=4, hidden=256, context_tokens=6144)
     return folder
 

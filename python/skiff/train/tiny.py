@@ -96,10 +96,15 @@ def make_model(
 def make_shell_model(folder: Path, *, context_tokens: int = 6144) -> None:
     """A random model of 2 layers, saved to `folder`, whose tokenizer knows the words of the shell
     tasks, so that their prompts are short. What it writes means nothing."""
+    tokenizer = make_shell_tokenizer(folder)
+    make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=context_tokens)
+
+
+def make_shell_tokenizer(folder: Path) -> Any:
+    """A tokenizer of the shell tasks' words, saved to `folder`."""
     tasks = shell.tasks("train")[:256]
     texts = [text for task in tasks for text in (task.prompt, *(f.content for f in task.files))]
-    tokenizer = make_tokenizer(folder, texts)
-    make_model(folder, tokenizer, layers=2, hidden=64, context_tokens=context_tokens)
+    return make_tokenizer(folder, texts)
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> None:
