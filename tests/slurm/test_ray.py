@@ -13,6 +13,7 @@ import psutil
 import pytest
 from skiff.launch.status import status
 from skiff.train import tiny
+from skiff.train.ray_ports import HIGH, LOW
 
 from .runs import Run
 
@@ -93,7 +94,7 @@ def test_two_nodes_are_one_ray(run_two: Callable[[str], Run]) -> None:
     assert set(folders) == {str(run.folder)}
     assert names == ([], [])
     assert len(set(found["ports"])) == 2
-    assert all(10_000 <= port < 32_768 for port in found["ports"])
+    assert all(LOW <= port < HIGH for port in found["ports"])
     assert "trainer.nnodes=2" in found["argv"]
     assert processes_with(run.folder) == []
     assert not list((run.folder / "rendezvous" / "01").glob("ray*"))
