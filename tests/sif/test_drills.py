@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,12 +72,7 @@ def submit_run(
 @pytest.fixture
 def starting(submit_run: Callable[..., Run]) -> Callable[..., Started]:
     """`starting(...)`: a run with a sandbox, while verl starts."""
-
-    def call(**options: Any) -> Started:
-        run = submit_run(**options)
-        return Started(run)
-
-    return call
+    return lambda **options: Started(submit_run(**options))
 
 
 class Started:
@@ -89,12 +85,15 @@ class Started:
         self.url = json.loads(published.read_text())["url"]
         asyncio.run(_leave_sandbox(run.config, published.parent))
         self.processes = run.processes()
+        self.folders = dict(_folders(run))
+        assert set(self.folders) == {"podman", "runtime", "train"}
         assert len(run.containers()) == 1
         assert len(run.leases()) == 2
 
     def check_gone(self) -> None:
         """Nothing of it is left."""
         self.check_processes()
+        assert self.folders_left() == {}
         assert self.run.containers() == []
         assert self.run.leases() == []
         assert self.run.published_now() == []
@@ -106,13 +105,35 @@ class Started:
         _, left = psutil.wait_procs(self.processes, timeout=REAP_SECONDS)
         assert left == []
 
+    def folders_left(self) -> dict[str, Path]:
+        """What still lies on the nodes' disks."""
+        return {name: folder for name, folder in self.folders.items() if folder.exists()}
 
-def _ray_is_up(run: Run) -> bool:
+
+def _commands(run: Run) -> dict[int, list[str]]:
+    """pid -> the words of its command, of all that lives on the nodes."""
+    found = {}
     for process in run.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name() == "raylet":
-                return True
-    return False
+            found[process.pid] = process.cmdline()
+    return found
+
+
+def _ray_is_up(run: Run) -> bool:
+    assert not list(run.folder.glob("rendezvous/*/end")), status(run.folder)
+    return any("raylet" in Path(words[0]).name for words in _commands(run).values() if words)
+
+
+def _folders(run: Run) -> Iterator[tuple[str, Path]]:
+    """That of podman's socket, and what each half has as /tmp in its image."""
+    for pid, words in _commands(run).items():
+        if "skiff.runtime.podman_host" in words:
+            yield "podman", Path(words[-1]).parent
+        for word in words:
+            if word.startswith("/opt/skiff/entrypoints/"):
+                seen = Path("/proc", str(pid), "root", "tmp")
+                [folder] = filter(seen.samefile, Path("/tmp").glob("skiff-*"))
+                yield Path(word).name, folder
 
 
 async def _leave_sandbox(config: Config, meeting: Path) -> None:
@@ -155,8 +176,12 @@ def test_a_runtime_node_that_is_lost_ends_the_trainer(
     sentence = f"runtime half on cpu1: has not renewed its lease for {LEASE_SECONDS:g} s"
     assert sentence in "\n".join(status(run.folder))
     assert sentence in (run.folder / "logs" / f"slurm.{ended.id}.log").read_text()
-    run.remove_containers()
     started.check_processes()
+    run.remove_containers()
+    left = started.folders_left()
+    assert "train" not in left
+    for folder in left.values():  # which a reboot would empty
+        shutil.rmtree(folder)
 
 
 def test_a_half_that_never_starts_ends_the_other(submit_run: Callable[..., Run]) -> None:
