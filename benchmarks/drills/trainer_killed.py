@@ -223,7 +223,7 @@ def main(kills: int, seed: int, *, slurm: bool, images: Path | None) -> None:
             "|---|---|---|---|---|---|---|",
             *(kill.row(number) for number, kill in enumerate(found, 1)),
             "",
-            f"At most {max((kill.lost for kill in found), default=0)} step lost. Steps that drew"
+            f"Steps lost: at most {max((kill.lost for kill in found), default=0)}. Steps that drew"
             f" other tasks when they were done again: {others or 'none'}. {' '.join(end)} The"
             f" optimiser has counted {updates} updates. To W&B {starts} starts are {runs} run.",
         ]
