@@ -74,6 +74,7 @@ class OnSlurm:
 
     def next(self, watch: Callable[[], None]) -> str:
         self._number += 1
+        self._limited = False
         if self._number > 1:  # at once: Slurm would wait two minutes
             self._update("StartTime=now", "TimeLimit=60")
         until(lambda: self._states() == {"RUNNING"})

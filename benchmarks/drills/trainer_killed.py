@@ -8,7 +8,7 @@ kill the table says which step was the last one done, which checkpoint the next 
 from, and what of torn or damaged ones it has passed over. A step that was done twice must have
 drawn the same tasks: the position in the data is the checkpoint's. All attempts must be one run of
 W&B, and the optimiser must have counted all steps. Then the trainer has to save and end: by a
-request, on Slurm by a time limit. At last, on Slurm, a bare scancel must leave nothing: no process,
+request, on Slurm by a time limit, twice. At last, on Slurm, a bare scancel must leave nothing: no process,
 container, socket or lease. Ends with 1 where more than a step was lost or anything else is wrong.
 
 Needs podman, with --slurm also Slurm's programs and munge; with --sif both halves are run from
@@ -40,6 +40,7 @@ from tiny_run import circumstances, cluster, make_config, print_logs, slurm_sect
 
 TABLE = Path(__file__)
 STEPS_TO_A_KILL = 3
+SAVES = 2  # time limits on Slurm, one after the other
 FIRST_STEP_SECONDS = 10.0  # until one was measured
 START_SECONDS = 600.0
 
@@ -185,7 +186,7 @@ def main(kills: int, seed: int, *, slurm: bool, images: Path | None) -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skiff-drill-")))
         if slurm:
             stack.enter_context(cluster(scratch))
-        config = drill_config(scratch, images, slurm=slurm, requeues=kills + 1)
+        config = drill_config(scratch, images, slurm=slurm, requeues=kills + SAVES)
         run_dir = run_folder.make(config)
         attempts = OnSlurm(config, run_dir) if slurm else Here(config, run_dir)
         drill = Drill(config, run_dir, attempts, random.Random(seed))
@@ -195,7 +196,7 @@ def main(kills: int, seed: int, *, slurm: bool, images: Path | None) -> None:
             found.append(drill.kill())
             print(found[-1].row(number), flush=True)
         before = drill.done()
-        ended = drill.save()
+        ended = " and ".join([drill.save() for _ in range(SAVES if slurm else 1)])
         saved, last = resume.newest(run_dir), drill.done()
         wrong = manifest.fault(resume.checkpoint(run_dir / "ckpt", saved))
         updates = drill.updates(saved)
