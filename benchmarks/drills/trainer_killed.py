@@ -8,8 +8,9 @@ kill the table says which step was the last one done, which checkpoint the next 
 from, and what of torn or damaged ones it has passed over. A step that was done twice must have
 drawn the same tasks: the position in the data is the checkpoint's. All attempts must be one run of
 W&B, and the optimiser must have counted all steps. Then the trainer has to save and end: by a
-request, on Slurm by a time limit, twice. At last, on Slurm, a bare scancel must leave nothing: no process,
-container, socket or lease. Ends with 1 where more than a step was lost or anything else is wrong.
+request, on Slurm by a time limit, twice. At last, on Slurm, a bare scancel must leave nothing: no
+process, container, socket or lease. Ends with 1 where more than a step was lost or anything else is
+wrong.
 
 Needs podman, with --slurm also Slurm's programs and munge; with --sif both halves are run from
 their images. An attempt takes about a minute on two cores.
