@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from skiff.train import tiny
 
 CLONE = Path(__file__).parents[2]
 TOOL = CLONE / "tools" / "slurm-test"
+TINY = CLONE / "tests" / "tiny.toml"
 SECONDS = 1200.0
 
 
@@ -32,29 +34,10 @@ def make_config(folder: Path, images: Path | None, **changed: dict[str, Any]) ->
     model = folder / "model"
     if not model.exists():
         tiny.make_shell_model(model)
-    data: dict[str, dict[str, Any]] = {
-        "run": {"name": "drill", "folder": str(folder / "runs")},
-        "model": {"path": str(model), "context_tokens": 6144},
-        "tasks": {
-            "train": ["shell:train"],
-            "validation": ["shell:validation"],
-            "validation_limit": 2,
-        },
-        "rollout": {
-            "trajectories_per_prompt": 2,
-            "prompts_per_step": 2,
-            "prompt_tokens": 5120,
-            "response_tokens": 512,
-        },
-        "agent": {"max_turns": 2, "turn_tokens": 24, "command_seconds": 10},
-        "train": {"steps": 1, "save_every": 1, "validate_first": False, "export": False},
-        "hardware": {
-            "platform": "cpu",
-            "dtype": "float32",
-            "micro_batch": 4,
-            "engine_cache_gib": 1,
-        },
-    }
+    data: dict[str, dict[str, Any]] = tomllib.loads(TINY.read_text())
+    data["run"] = {"name": "drill", "folder": str(folder / "runs")}
+    data["model"]["path"] = str(model)
+    data["train"] |= {"save_every": 1, "export": False}
     if images is not None:
         halves = {"runtime": "runtime", "trainer": "trainer-cpu"}
         data["images"] = {

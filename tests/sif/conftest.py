@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from skiff.images.runnable import runnable
 from skiff.train import tiny
 
 from ..slurm.runs import SlurmTool, running_slurm
+
+TINY = Path(__file__).parents[1] / "tiny.toml"
 
 
 @pytest.fixture(scope="session")
@@ -66,31 +69,11 @@ def make_config(sif: Callable[[str], Path], tmp_path: Path) -> Callable[..., Con
     """`make_config(runtime={...})`: one small step, both halves from images."""
 
     def make(**sections: dict[str, Any]) -> Config:
-        data: dict[str, dict[str, Any]] = {
-            "run": {"name": "sif", "folder": str(tmp_path / "runs")},
-            "model": {"path": "none", "context_tokens": 6144},
-            "tasks": {
-                "train": ["shell:train"],
-                "validation": ["shell:validation"],
-                "train_limit": 4,
-                "validation_limit": 2,
-            },
-            "rollout": {
-                "trajectories_per_prompt": 2,
-                "prompts_per_step": 2,
-                "prompt_tokens": 5120,
-                "response_tokens": 512,
-            },
-            "agent": {"max_turns": 2, "turn_tokens": 24, "command_seconds": 10},
-            "images": {"runtime": str(sif("runtime")), "trainer": str(sif("trainer-cpu"))},
-            "train": {"steps": 1, "validate_first": False},
-            "hardware": {
-                "platform": "cpu",
-                "dtype": "float32",
-                "micro_batch": 4,
-                "engine_cache_gib": 1,
-            },
-        }
+        data: dict[str, dict[str, Any]] = tomllib.loads(TINY.read_text())
+        data["run"] = {"name": "sif", "folder": str(tmp_path / "runs")}
+        data["model"]["path"] = "none"
+        data["tasks"]["train_limit"] = 4
+        data["images"] = {"runtime": str(sif("runtime")), "trainer": str(sif("trainer-cpu"))}
         for name, values in sections.items():
             data.setdefault(name, {}).update(values)
         return parse_config(data)

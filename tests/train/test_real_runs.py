@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from skiff.config.load import parse_config
 from skiff.errors import InfraError
 from skiff.launch import local, run_folder
 from skiff.train import resume, tiny
+
+TINY = Path(__file__).parents[1] / "tiny.toml"
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("debian_image")]
 
@@ -41,30 +44,11 @@ def make_config(model: str, tmp_path: Path) -> Callable[..., Config]:
     """`make_config(train={...})`: two small steps on the CPU."""
 
     def make(**sections: dict[str, Any]) -> Config:
-        data: dict[str, dict[str, Any]] = {
-            "run": {"name": "real", "folder": str(tmp_path)},
-            "model": {"path": model, "context_tokens": 6144},
-            "tasks": {
-                "train": ["shell:train"],
-                "validation": ["shell:validation"],
-                "train_limit": 16,
-                "validation_limit": 2,
-            },
-            "rollout": {
-                "trajectories_per_prompt": 2,
-                "prompts_per_step": 2,
-                "prompt_tokens": 5120,
-                "response_tokens": 512,
-            },
-            "agent": {"max_turns": 2, "turn_tokens": 24, "command_seconds": 10},
-            "train": {"steps": 2, "save_every": 1, "validate_first": False, "export": False},
-            "hardware": {
-                "platform": "cpu",
-                "dtype": "float32",
-                "micro_batch": 4,
-                "engine_cache_gib": 1,
-            },
-        }
+        data: dict[str, dict[str, Any]] = tomllib.loads(TINY.read_text())
+        data["run"] = {"name": "real", "folder": str(tmp_path)}
+        data["model"]["path"] = model
+        data["tasks"]["train_limit"] = 16
+        data["train"] |= {"steps": 2, "save_every": 1, "export": False}
         for name, values in sections.items():
             data.setdefault(name, {}).update(values)
         return parse_config(data)
