@@ -17,7 +17,7 @@ import pytest
 from skiff.config import Config
 from skiff.launch import run_folder
 from skiff.launch.slurm import Job, scancel
-from skiff.launch.status import jobs_of
+from skiff.launch.status import jobs_of, status
 from skiff.launch.submit import submit
 from skiff.podman import check_podman
 from skiff.runtime.leftovers import remove_leftovers
@@ -190,6 +190,18 @@ def submitting() -> Iterator[Callable[..., Run]]:
             if left := [job.id for job in run.jobs().values() if not job.ended]:
                 scancel(left)
                 run.ended()
+
+
+def check_both_give_up(run: Run, sentence: str) -> None:
+    """The server, as the trainer does not come; and the trainer, when its turn has come, at once
+    and for the same reason."""
+    until(lambda: run.jobs()["runtime"].ended)
+    assert run.jobs()["runtime"].exit == 3
+    assert sentence in "\n".join(status(run.folder))
+    job_id = run.jobs()["train"].id
+    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=True)
+    assert run.ended()["train"].exit == 3
+    assert sentence in (run.folder / "logs" / f"slurm.{job_id}.log").read_text()
 
 
 def plant_stale(folder: Path) -> None:

@@ -20,7 +20,16 @@ from skiff.podman import podman_run_dir
 from skiff.sandbox.client import KEY_FILE_VARIABLE
 from skiff.tasks.shell import IMAGE
 
-from .runs import STALE, UNSHARED, Run, SlurmTool, plant_stale, processes_of, until
+from .runs import (
+    STALE,
+    UNSHARED,
+    Run,
+    SlurmTool,
+    check_both_give_up,
+    plant_stale,
+    processes_of,
+    until,
+)
 
 Profile = dict[str, dict[str, Any]]
 Submit = Callable[..., Run]
@@ -158,15 +167,7 @@ def test_a_half_does_not_wait_for_ever(short: Profile, submit_run: Submit) -> No
     short["slurm"] |= {"mode": "two-jobs", "wait_seconds": 2.0}
     short["slurm"]["trainer"]["extra"] = ["--begin=now+1hour"]
     run = submit_run(short)
-    until(lambda: run.jobs()["runtime"].ended)
-    assert run.jobs()["runtime"].exit == 3
-    sentence = "train half: 0 of 1 nodes have appeared within 2 s"
-    assert sentence in "\n".join(status(run.folder))
-    # When its turn has come, the trainer gives its GPUs back at once, for the same reason.
-    job_id = run.jobs()["train"].id
-    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=True)
-    assert run.ended()["train"].exit == 3
-    assert sentence in (run.folder / "logs" / f"slurm.{job_id}.log").read_text()
+    check_both_give_up(run, "train half: 0 of 1 nodes have appeared within 2 s")
 
 
 def test_an_unshared_run_folder_is_named(
