@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 
 from skiff import events
+from skiff.attempts import attempt_folder
 from skiff.config import Config
 from skiff.errors import InfraError
 from skiff.kernels.gpu import Gpu, first_gpu
@@ -117,7 +118,7 @@ def place_kernels(
     if use is Use.PROOF:
         if choice.rung is not Rung.PACK:
             raise InfraError(choice.line, where="kernels", remedy="make the pack again")
-        notes = run_dir / "attempts" / f"{attempt:02d}" / "proof"
+        notes = attempt_folder(run_dir, attempt) / "proof"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as clean_environment
         variables = witnesses(notes, path, root=ROOT, refuse=_refuse())
     return Kernels(
