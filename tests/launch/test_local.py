@@ -239,6 +239,18 @@ def test_a_server_that_dies_ends_the_command(sandbox_config: Config) -> None:
             server.check()
 
 
+def test_an_empty_log_on_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "train.01.log"
+    log.touch()
+    assert local.last_error(log) == ""
+    monkeypatch.setattr(local, "FULL_BYTES", 1 << 60)  # so this disk is full
+    assert "No space left on device" in local.last_error(log)
+    log.write_text("error: another one\n")
+    assert local.last_error(log) == "another one"
+
+
 def test_the_last_error_is_found(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert local.last_error(log) == ""

@@ -42,6 +42,7 @@ from skiff.processes import Child
 ENTRYPOINTS = Path(__file__).parents[3] / "entrypoints"
 RESTARTS = 3  # of the runtime server
 POLL_SECONDS = 0.2
+FULL_BYTES = 1 << 20  # of a disk: with less free it is full
 READY_SECONDS = 60.0
 ENDS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130  # exit status: 128 + SIGINT, as shells count
@@ -210,6 +211,11 @@ def runtime_server(config: Config) -> Iterator[RunningServer]:
 def last_error(log: Path) -> str:
     """The error that an entry point printed last, without its prefix; "" when there is none."""
     text = log.read_text(errors="replace") if log.exists() else ""
+    if log.exists() and not text and shutil.disk_usage(log.parent).free < FULL_BYTES:
+        return (
+            f"could not even write its log: No space left on device ({log.parent})"
+            "\n  -> make room there; then skiff resume RUN goes on from the last checkpoint"
+        )
     _, mark, sentence = f"\n{text}".rpartition("\nerror: ")
     return sentence.strip() if mark else (text.strip().splitlines() or [""])[-1]
 
